@@ -1,0 +1,102 @@
+"""vLLM's attention metadata -> our `CacheView`, once a step; and the layers that vLLM allocates KV cache for."""
+
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.v1.attention.backend import (
+    AttentionBackend,
+    AttentionImplBase,
+    AttentionMetadataBuilder,
+    CommonAttentionMetadata,
+)
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheLayout, KVCacheSpec, SlidingWindowSpec
+
+from vllm_ms_models.bridge.tensors import to_mindspore
+from vllm_ms_models.kernels import PagedSequences
+from vllm_ms_models.layers.attention import Attention
+from vllm_ms_models.layers.batch import CacheView
+
+
+class MetadataBuilder(AttentionMetadataBuilder[Any]):
+    """Shares vLLM's per-step tensors with MindSpore; all layers of a cache group get the same `CacheView`."""
+
+    def __init__(
+        self, kv_cache_spec: KVCacheSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
+    ) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+
+    def build(
+        self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
+    ) -> CacheView:
+        common = common_attn_metadata
+        tokens = common.num_actual_tokens
+        sequences = PagedSequences(
+            query_start=to_mindspore(common.query_start_loc),
+            seq_lens=to_mindspore(common.seq_lens),
+            block_tables=to_mindspore(common.block_table_tensor),
+            max_query_len=common.max_query_len,
+            max_seq_len=common.max_seq_len,
+        )
+        return CacheView(sequences, to_mindspore(common.slot_mapping[:tokens]))
+
+
+class MindSporeAttentionBackend(AttentionBackend):
+    """Tells vLLM what our attention takes: any head size, our own cache layout, sliding windows."""
+
+    supported_dtypes = [torch.bfloat16, torch.float16, torch.float32]  # noqa: RUF012 (vLLM's own declaration)
+    supported_kv_cache_dtypes = ["auto", "bfloat16", "float16"]  # type: ignore[list-item]  # noqa: RUF012
+
+    @staticmethod
+    def get_name() -> str:
+        return "MINDSPORE"
+
+    @staticmethod
+    def get_impl_cls() -> type[AttentionImplBase]:
+        raise NotImplementedError("Attention is computed by the model's own Attention cells.")
+
+    @staticmethod
+    def get_builder_cls() -> type[MetadataBuilder]:
+        return MetadataBuilder
+
+    @classmethod
+    def supports_sliding_window(cls) -> bool:
+        return True
+
+    @classmethod
+    def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
+        return (KVCacheLayout.LBHNC,)  # one layer's blocks lie together; what is inside a block is ours
+
+
+class CachedLayer(AttentionLayerBase):
+    """What vLLM sees of one `Attention` cell: the cache it needs; and the way the cache reaches the cell."""
+
+    def __init__(self, cell: Attention, dtype: torch.dtype) -> None:
+        self.cell = cell
+        self.dtype = dtype
+        self.num_heads = cell.num_heads
+        self.kv_cache = torch.empty(0)
+
+    def get_attn_backend(self) -> type[AttentionBackend]:
+        return MindSporeAttentionBackend
+
+    def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec:
+        cell = self.cell
+        common: dict[str, Any] = {
+            "block_size": vllm_config.cache_config.block_size,
+            "num_kv_heads": cell.num_kv_heads,
+            "head_size": cell.head_size,
+            "dtype": self.dtype,
+        }
+        if cell.window is not None:
+            return SlidingWindowSpec(**common, sliding_window=cell.window)
+        return FullAttentionSpec(**common)
+
+    def bind_kv_cache(self, kv_cache: torch.Tensor) -> None:
+        """`kv_cache` is vLLM's `[blocks, heads, block_size, 2 * head_size]`; the cell sees our shape of it."""
+        self.kv_cache = kv_cache
+        blocks, _, block_size, _ = kv_cache.shape
+        cell = self.cell
+        shape = cell.kernels.cache_shape(blocks, block_size, cell.num_kv_heads, cell.head_size)
+        cell.cache = to_mindspore(kv_cache.view(shape))

@@ -1,0 +1,86 @@
+"""vLLM load formats that fill a shell's Cell: from safetensors, or with random values."""
+
+import os
+
+
+import torch
+from vllm.config import ModelConfig
+from vllm.logger import init_logger
+from vllm.model_executor.model_loader import BaseModelLoader
+from vllm.model_executor.model_loader.weight_utils import (
+    download_weights_from_hf,
+    maybe_download_from_modelscope,
+)
+
+from vllm_ms_models.bridge.model import CausalLMShell
+
+logger = init_logger(__name__)
+
+# vLLM's load formats that mean "the safetensors of a Hugging Face folder", and ours.
+LOAD_FORMATS = {
+    "auto": "mindspore",
+    "hf": "mindspore",
+    "safetensors": "mindspore",
+    "mindspore": "mindspore",
+    "dummy": "mindspore_dummy",
+    "mindspore_dummy": "mindspore_dummy",
+}
+
+# Present in some checkpoints though they are computed, not stored.
+COMPUTED = ("*.rotary_emb.inv_freq",)
+
+
+class SafetensorsLoader(BaseModelLoader):
+    """`--load-format mindspore`: reads this rank's slices, straight into the kernels' layout."""
+
+    def _folder(self, model_config: ModelConfig) -> str:
+        model = maybe_download_from_modelscope(model_config.model, model_config.revision) or model_config.model
+        if os.path.isdir(model):
+            return model
+        return download_weights_from_hf(
+            model,
+            self.load_config.download_dir,
+            ["*.safetensors", "*.safetensors.index.json"],
+            model_config.revision,
+            ignore_patterns=self.load_config.ignore_patterns,
+        )
+
+    def download_model(self, model_config: ModelConfig) -> None:
+        self._folder(model_config)
+
+    def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
+        from vllm_ms_models import checkpoint
+
+        assert isinstance(model, CausalLMShell)
+        ignored = list(COMPUTED)
+        if model_config.hf_text_config.tie_word_embeddings:
+            ignored.append("lm_head.weight")
+        report = checkpoint.load(
+            self._folder(model_config),
+            model.slots(),
+            ignored=ignored,
+            progress=self.load_config.use_tqdm_on_load,
+        )
+        logger.info(
+            "Read %d tensors, %.2f GiB, in %.1f s.", report.tensors, report.bytes_read / 2**30, report.seconds
+        )
+
+
+class DummyLoader(BaseModelLoader):
+    """`--load-format dummy`: random weights of the right shapes, the same ones in every run."""
+
+    def download_model(self, model_config: ModelConfig) -> None:
+        """Nothing to download."""
+
+    def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
+        import numpy as np
+
+        assert isinstance(model, CausalLMShell)
+        values = np.random.default_rng(0).uniform(-0.05, 0.05, 1_000_003).astype(np.float32)
+        for slot in model.slots():
+            slot.load(np.resize(values, _part_shape(slot.shape, slot.index)))
+
+
+def _part_shape(shape: tuple[int, ...], index: tuple[slice, ...]) -> tuple[int, ...]:
+    taken = [len(range(*part.indices(size))) for part, size in zip(index, shape, strict=False)]
+    return (*taken, *shape[len(taken) :])

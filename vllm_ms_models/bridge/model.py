@@ -1,0 +1,86 @@
+"""The torch-facing shell round a Cell: what vLLM's registry, loader and runner see of a model.
+
+vLLM inspects the class in processes that run no model, so MindSpore is imported only when one is built.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from vllm.config import VllmConfig
+from vllm.forward_context import get_forward_context
+
+from vllm_ms_models import registry
+
+if TYPE_CHECKING:
+    from vllm_ms_models.checkpoint.slots import Slot
+
+
+class CausalLMShell(torch.nn.Module):
+    """A text-generation model to vLLM; all work is done by the Cell registered for `architecture`.
+
+    A Cell offers `construct(input_ids, batch, inputs_embeds=None)` -> hidden states `[tokens, hidden]`,
+    `embed(input_ids)` and `logits(hidden)` -> float32 `[rows, vocab]`; its parts offer `slots()`.
+    """
+
+    architecture: ClassVar[str]
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        from vllm_ms_models.bridge.attention_backend import CachedLayer
+        from vllm_ms_models.bridge.context import model_context
+        from vllm_ms_models.layers.attention import Attention
+
+        model_config = vllm_config.model_config
+        cell_class = registry.lookup(self.architecture)
+        self.hidden_size = model_config.get_hidden_size()
+        self.dtype = model_config.dtype
+        self.cell: Any = cell_class(model_config.hf_text_config, model_context(vllm_config))
+        self.cell.set_train(False)
+        layers = vllm_config.compilation_config.static_forward_context
+        for _, cell in self.cell.cells_and_names():
+            if isinstance(cell, Attention):
+                layers[cell.name] = CachedLayer(cell, self.dtype)
+
+    def slots(self) -> Iterator["Slot"]:
+        """Every checkpoint tensor that the model reads."""
+        for _, cell in self.cell.cells_and_names():
+            if hasattr(cell, "slots"):
+                yield from cell.slots()
+
+    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
+
+        return to_torch(self.cell.embed(to_mindspore(input_ids)))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Hidden states `[tokens, hidden]`; zeros in vLLM's profiling runs, which have no cache to attend to."""
+        from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
+        from vllm_ms_models.layers.batch import Batch
+
+        caches = get_forward_context().attn_metadata
+        if caches is None:
+            return torch.zeros(positions.shape[-1], self.hidden_size, dtype=self.dtype)
+        ids = to_mindspore(input_ids) if inputs_embeds is None else None
+        embeds = None if inputs_embeds is None else to_mindspore(inputs_embeds)
+        return to_torch(self.cell(ids, Batch(to_mindspore(positions), caches), embeds))
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
+
+        return to_torch(self.cell.logits(to_mindspore(hidden_states)))
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        raise NotImplementedError("Weights are read by the load formats mindspore and mindspore_dummy only.")
+
+
+def shell(architecture: str) -> type[CausalLMShell]:
+    """The class that vLLM knows `architecture` by."""
+    return type(architecture, (CausalLMShell,), {"architecture": architecture, "__module__": __name__})

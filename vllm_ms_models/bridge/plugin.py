@@ -1,0 +1,29 @@
+"""What is registered with vLLM in each of its processes: architectures and load formats. Imports no MindSpore."""
+
+import os
+
+from vllm.model_executor.model_loader import register_model_loader
+from vllm.model_executor.models import ModelRegistry
+from vllm.platforms import current_platform
+
+from vllm_ms_models import compat, registry
+
+
+def register() -> None:
+    """Entry point of the general plugin."""
+    from vllm_ms_models.platform import MindSporePlatform
+
+    if not isinstance(current_platform, MindSporePlatform):
+        device = os.environ.get("VLLM_TARGET_DEVICE")
+        reason = f"VLLM_TARGET_DEVICE={device} makes it ignore them; unset it" if device else "another one is active"
+        raise RuntimeError(
+            f"vLLM did not choose the platform plugin of vllm-ms-models: {reason}, or set VLLM_PLUGINS to run without it."
+        )
+    compat.make_accelerator_calls_harmless()
+    from vllm_ms_models.bridge.loader import DummyLoader, SafetensorsLoader
+    from vllm_ms_models.bridge.model import shell
+
+    for architecture in registry.architectures():
+        ModelRegistry.register_model(architecture, shell(architecture))
+    register_model_loader("mindspore")(SafetensorsLoader)
+    register_model_loader("mindspore_dummy")(DummyLoader)

@@ -1,0 +1,18 @@
+"""torch <-> MindSpore tensors: the same memory, by DLPack."""
+
+import mindspore as ms
+import torch
+from mindspore import Tensor
+from mindspore.utils.dlpack import from_dlpack, to_dlpack
+
+DTYPES = {torch.float32: ms.float32, torch.bfloat16: ms.bfloat16, torch.float16: ms.float16}
+
+
+def to_mindspore(tensor: torch.Tensor) -> Tensor:
+    """A MindSpore tensor over the memory of a contiguous torch CPU tensor (a copy if it is not contiguous)."""
+    return from_dlpack(torch.utils.dlpack.to_dlpack(tensor.contiguous()))
+
+
+def to_torch(tensor: Tensor) -> torch.Tensor:
+    """A torch tensor over the memory of a MindSpore CPU tensor."""
+    return torch.utils.dlpack.from_dlpack(to_dlpack(tensor))

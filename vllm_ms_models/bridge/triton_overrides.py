@@ -1,0 +1,38 @@
+"""CPU versions of the Triton kernels that vLLM's runner launches, given to vLLM's own override registry."""
+
+import torch
+from vllm.triton_utils.dispatcher import register_kernels
+
+
+def compute_slot_mapping(
+    num_tokens: int,
+    max_num_tokens: int,
+    query_start_loc_ptr: torch.Tensor,
+    positions_ptr: torch.Tensor,
+    block_table_ptr: torch.Tensor,
+    block_table_stride: int,
+    slot_mapping_ptr: torch.Tensor,
+    KV_CACHE_BLOCK_SIZE: int,  # noqa: N803 (the kernel's own argument names)
+    TOTAL_CP_WORLD_SIZE: int,  # noqa: N803
+    TOTAL_CP_RANK: int,  # noqa: N803
+    CP_KV_CACHE_INTERLEAVE_SIZE: int,  # noqa: N803
+    PAD_ID: int,  # noqa: N803
+    BLOCK_SIZE: int,  # noqa: N803
+) -> None:
+    """Slot of each token: its sequence's block at position // block size, times block size, plus the offset.
+
+    `query_start_loc_ptr` int32 `[sequences + 1]`, `positions_ptr` int64 `[tokens]`, `block_table_ptr` int32
+    `[rows, blocks]`; `slot_mapping_ptr` int64 `[max_num_tokens]` is filled, PAD_ID beyond the tokens.
+    """
+    lengths = query_start_loc_ptr.diff()
+    rows = torch.repeat_interleave(lengths)[:num_tokens]
+    tokens = rows.shape[0]
+    positions = positions_ptr[:tokens]
+    blocks = block_table_ptr[rows, positions // KV_CACHE_BLOCK_SIZE]
+    slot_mapping_ptr[:tokens] = blocks.long() * KV_CACHE_BLOCK_SIZE + positions % KV_CACHE_BLOCK_SIZE
+    slot_mapping_ptr[tokens:max_num_tokens] = PAD_ID
+
+
+def register() -> None:
+    """Called by vLLM while it builds a model runner, before any launch."""
+    register_kernels({"vllm.v1.worker.block_table.ComputeSlotMappingKernel.kernel": compute_slot_mapping})

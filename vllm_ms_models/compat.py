@@ -1,0 +1,51 @@
+"""Everything that works around a fault outside this package; nothing else here patches anything.
+
+| what                              | why                                                         | until                      |
+| --------------------------------- | ----------------------------------------------------------- | -------------------------- |
+| `torch.accelerator.empty_cache`,  | vLLM's engine core calls them at shutdown; torch raises     | vLLM guards the calls      |
+| `torch.accelerator.`              | on hosts without an accelerator                             | (seen in 0.32.0)           |
+| `empty_host_cache`                |                                                             |                            |
+| MindSpore's first operator call   | its wheel is compiled against NumPy 1; under NumPy 2 the    | a MindSpore wheel built    |
+|                                   | first call prints 40 lines and may raise SystemError        | for NumPy 2 (seen in 2.10) |
+"""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+
+
+def make_accelerator_calls_harmless() -> None:
+    """Let emptying torch's accelerator caches do nothing where there is no accelerator."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        torch.accelerator.empty_cache = lambda: None
+        torch.accelerator.empty_host_cache = lambda: None
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Send what this process (C++ included) writes to standard error nowhere."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+def absorb_numpy_warning() -> None:
+    """Make MindSpore's first operator call, with its complaint about NumPy 2 kept off the terminal."""
+    import mindspore as ms
+    import numpy
+
+    if numpy.lib.NumpyVersion(numpy.__version__) >= "2.0.0":
+        with _silent_stderr(), contextlib.suppress(SystemError):
+            ms.mint.empty((1,), dtype=ms.float32)

@@ -1,0 +1,49 @@
+"""Choice of the kernel back end."""
+
+import logging
+import os
+
+from vllm_ms_models.kernels.interface import Kernels, PagedSequences, Weight
+
+logger = logging.getLogger("vllm_ms_models")
+
+_active: Kernels | None = None
+
+
+def use(kernels: Kernels) -> None:
+    """Make `kernels` the back end of every model built from now on."""
+    global _active
+    _active = kernels
+
+
+def get() -> Kernels:
+    """The active back end; RuntimeError before `use`."""
+    if _active is None:
+        raise RuntimeError("No kernels chosen: call vllm_ms_models.kernels.use(...) before building a model.")
+    return _active
+
+
+def choose(device: str) -> Kernels:
+    """The best back end for `device` ("cpu"), or the one that `VLLM_MS_KERNELS` (auto, cpp, reference) names.
+
+    Without a working C++ compiler, auto falls back to the reference kernels with a warning.
+    """
+    wanted = os.environ.get("VLLM_MS_KERNELS", "auto").lower()
+    if wanted not in ("auto", "cpp", "reference"):
+        raise ValueError(f"VLLM_MS_KERNELS={wanted} is unknown; set it to auto, cpp or reference.")
+    from vllm_ms_models.kernels.reference import ReferenceKernels
+
+    if wanted == "reference" or device != "cpu":
+        return ReferenceKernels()
+    from vllm_ms_models.kernels.cpu import CpuKernels, KernelBuildError
+
+    try:
+        return CpuKernels()
+    except KernelBuildError as error:
+        if wanted == "cpp":
+            raise
+        logger.warning("%s Serving with the much slower reference kernels instead.", error)
+        return ReferenceKernels()
+
+
+__all__ = ["Kernels", "PagedSequences", "Weight", "choose", "get", "use"]

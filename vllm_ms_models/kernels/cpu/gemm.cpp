@@ -1,0 +1,207 @@
+// Linear layers: out = x * weight^T + bias, for one row, a few rows and many rows from one packed copy of the weight.
+//
+// Layout of a weight (made by pack.cpp). Output rows are grouped in panels of 16; each part of a fused weight (q|k|v) begins
+// with a fresh panel; missing rows are zero. Within a panel the 16 rows are interleaved so that one step along K is
+// contiguous:
+//
+//     float32, float16   [panel][k][16]
+//     bfloat16           [panel][ceil(k/2)][16][2]     pairs along K, what vdpbf16ps multiplies; odd K is padded with 0
+//
+// A whole weight is read front to back by one row, at full memory bandwidth; the same bytes feed the register-blocked
+// micro-kernel (tile.h) for many rows.
+//
+// Loop order. Panels are taken in groups of P (what one micro-kernel call multiplies). A task is a range of groups and a
+// range of rows:
+//
+//     for group in task:                      weights: P panels, P * 32 K bytes in bf16, stay in L2 (1 MB) for all rows
+//       for block of rows:                    one micro-kernel call each: x streams from L2/L3, 4 bytes a row and step
+//         accumulate over K in registers      -> float32 buffer in L1
+//         add bias, round, store
+//
+// One row of weights is read from memory once per task, whatever the number of rows. If P panels exceed kCacheBytes
+// (K > 5000 for bf16), K is cut into blocks, and kRowBlocks micro-kernel heights of rows keep their float32 sums in a
+// buffer between them. Numbers: the bf16 micro-kernel does 24 dot products per 3 x 64 bytes of weights, so it needs 8 bytes
+// per cycle from L2 (which gives 32), and 1/16 line per row and step of x.
+//
+// Work split. Few rows: tasks of ~kTaskBytes of consecutive weights, claimed in order by all threads, so that both cores
+// stream through neighbouring memory. Many rows: the rows are cut too, until there are about 16 tasks per thread; the
+// last task then costs at most a few percent of idle time.
+//
+// Activations. bf16 rows go to vdpbf16ps as they are. Everywhere else they are converted to float32 scratch once per call
+// (kActivationBytes at a time), and weights are widened in registers, one or two instructions per R multiply-adds.
+
+#include "kernels.h"
+#include "tile.h"
+
+namespace vllm_ms {
+namespace ISA_NS {
+VLLM_MS_DECLARE_KERNELS
+namespace {
+
+constexpr long kCacheBytes = 512 * 1024;
+constexpr long kTaskBytes = 128 * 1024;
+constexpr long kSmallBytes = 64 * 1024;  // weights below this are not worth a second thread for a few rows
+constexpr long kActivationBytes = 16 << 20;
+constexpr long kRowBlocks = 16;
+constexpr long kSplitRows = 64;
+
+// Where one panel's results go.
+struct Target {
+  char* data;
+  long stride;  // elements
+  long count;   // <= 16
+  const float* bias;
+};
+
+INLINE Target target_of(const LinearCall& call, long panel, long element) {
+  const Packed& weight = *call.weight;
+  int part = weight.parts - 1;
+  while (weight.first_panel[part] > panel) --part;
+  long row = (panel - weight.first_panel[part]) * 16;
+  return {static_cast<char*>(call.out.data[part]) + row * element, call.out.stride[part], min(16, weight.size[part] - row),
+          call.bias ? call.bias + weight.first_row[part] + row : nullptr};
+}
+
+template <class T>
+static void store_panel(const Target& target, const float* sums, long sums_stride, long first_row, long rows) {
+  float bias[16] = {};
+  if (target.bias) memcpy(bias, target.bias, size_t(target.count) * sizeof(float));
+  T* out = reinterpret_cast<T*>(target.data) + first_row * target.stride;
+  for (long r = 0; r < rows; ++r, out += target.stride, sums += sums_stride) {
+    if (target.count == 16) {
+      UNROLL for (int i = 0; i < 16; i += VW) store(out + i, load(sums + i) + load(bias + i));
+      continue;
+    }
+    T values[16];
+    UNROLL for (int i = 0; i < 16; i += VW) store(values + i, load(sums + i) + load(bias + i));
+    memcpy(out, values, size_t(target.count) * sizeof(T));
+  }
+}
+
+static void store_group(const LinearCall& call, long panel, long panels, const float* sums, long stride, long first_row,
+                        long rows) {
+  for (long p = 0; p < panels; ++p) {
+    Target target = target_of(call, panel + p, dtype_size(call.out.dtype));
+    if (call.out.dtype == kFloat32) store_panel<float>(target, sums + 16 * p, stride, first_row, rows);
+    else if (call.out.dtype == kBfloat16) store_panel<Bf16>(target, sums + 16 * p, stride, first_row, rows);
+    else store_panel<F16>(target, sums + 16 * p, stride, first_row, rows);
+  }
+}
+
+// `panels` (<= kMaxPanels) panels for rows [begin, end). `x` is row `x_row` of the activations.
+template <class W>
+static void multiply_group(const LinearCall& call, const typename W::X* x, long x_stride, long x_row, long panel, int panels,
+                           long begin, long end) {
+  const Packed& weight = *call.weight;
+  const long steps = ceil_div(weight.in_features, W::kDepth), height = tile_rows(end - begin);
+  const bool blocked = panels * weight.panel_bytes > kCacheBytes && end - begin > 2 * kRows;
+  const long block_steps = blocked ? kCacheBytes / (kPanels * W::kStepBytes) : steps;
+  const long block_rows = blocked ? height * kRowBlocks : height;
+  const char* data = static_cast<const char*>(weight.data) + panel * weight.panel_bytes;
+  alignas(64) float sums[kRows * kRowBlocks * kMaxPanels * 16];
+  const long stride = panels * 16;
+  for (long row = begin; row < end; row += block_rows) {
+    const long rows = min(block_rows, end - row);
+    for (long step = 0; step < max(steps, 1); step += block_steps)
+      for (long r = 0; r < rows; r += height)
+        find_tile<W>(int(min(height, rows - r)), panels)(
+            x + (row - x_row + r) * x_stride + step * W::kSubsteps, x_stride, data + step * W::kStepBytes, W::kStepBytes,
+            weight.panel_bytes, min(block_steps, steps - step), sums + r * stride, stride, step > 0);
+    store_group(call, panel, panels, sums, stride, row, rows);
+  }
+}
+
+template <class W>
+static void multiply_rows(const LinearCall& call, const typename W::X* x, long x_stride, long first_row, long rows) {
+  const Packed& weight = *call.weight;
+  const int width = rows <= kFewRows ? kFewPanels : kPanels;
+  const long groups = ceil_div(weight.panels, width), group_bytes = width * weight.panel_bytes, threads = thread_count();
+  const long row_pieces = max(1, min(rows / kSplitRows, ceil_div(16 * threads, groups)));
+  long per_task = row_pieces > 1 || rows > 4 * kRows ? 1 : max(1, min(kTaskBytes / group_bytes, groups / (8 * threads)));
+  if (groups * group_bytes * ceil_div(rows, 4) < kSmallBytes) per_task = groups;
+  const long group_tasks = ceil_div(groups, per_task);
+  parallel(group_tasks * row_pieces, [&](long task, int) {
+    const long piece = task % row_pieces, first = task / row_pieces * per_task;
+    const long begin = first_row + rows * piece / row_pieces, end = first_row + rows * (piece + 1) / row_pieces;
+    for (long group = first; group < min(first + per_task, groups); ++group) {
+      long panel = group * width, left = min(width, weight.panels - panel);
+      if (left == width) multiply_group<W>(call, x, x_stride, first_row, panel, width, begin, end);
+      else
+        for (; left > 0; --left, ++panel) multiply_group<W>(call, x, x_stride, first_row, panel, 1, begin, end);
+    }
+  });
+}
+
+// Rows of `count` values to rows of `stride` >= count values of type To, padded with zeros.
+template <class From>
+static void widen_rows(const From* from, float* to, long rows, long count, long stride) {
+  parallel_ranges(rows, stride * 8, [&](long begin, long end) {
+    for (long row = begin; row < end; ++row) {
+      const From* in = from + row * count;
+      float* out = to + row * stride;
+      long i = 0;
+      for (; i + VW <= count; i += VW) store(out + i, load(in + i));
+      for (; i < stride; ++i) out[i] = i < count ? load_one(in + i) : 0.0f;
+    }
+  });
+}
+
+// Multiplies with float32 activations, converting them (a bounded number of rows at a time) if necessary.
+template <class W>
+static const char* multiply_float(const LinearCall& call) {
+  const long k = call.weight->in_features, stride = ceil_div(k, W::kDepth) * W::kDepth;
+  if (call.x_dtype == kFloat32 && stride == k) {
+    multiply_rows<W>(call, static_cast<const float*>(call.x), k, 0, call.rows);
+    return nullptr;
+  }
+  const long block = min(call.rows, max(kRows * kRowBlocks, kActivationBytes / max(stride * 4, 1)));
+  float* x = static_cast<float*>(scratch(Slot::kActivations, size_t(block * stride) * sizeof(float)));
+  if (!x) return fail("Out of memory for %ld activations.", block * stride);
+  for (long row = 0; row < call.rows; row += block) {
+    const long rows = min(block, call.rows - row);
+    const char* from = static_cast<const char*>(call.x) + row * k * dtype_size(call.x_dtype);
+    if (call.x_dtype == kFloat32) widen_rows(reinterpret_cast<const float*>(from), x, rows, k, stride);
+    else if (call.x_dtype == kBfloat16) widen_rows(reinterpret_cast<const Bf16*>(from), x, rows, k, stride);
+    else widen_rows(reinterpret_cast<const F16*>(from), x, rows, k, stride);
+    multiply_rows<W>(call, x, stride, row, rows);
+  }
+  return nullptr;
+}
+
+#if defined(__AVX512BF16__)
+static const char* multiply_dots(const LinearCall& call) {
+  const long k = call.weight->in_features, pairs = ceil_div(k, 2);
+  const uint32_t* x = static_cast<const uint32_t*>(call.x);
+  if (k % 2) {  // an odd row would end in the first value of the next, and 0 * NaN is not 0
+    uint32_t* padded = static_cast<uint32_t*>(scratch(Slot::kActivations, size_t(call.rows * pairs) * 4));
+    if (!padded) return fail("Out of memory for %ld activations.", call.rows * k);
+    for (long row = 0; row < call.rows; ++row) {
+      padded[(row + 1) * pairs - 1] = 0;
+      memcpy(padded + row * pairs, static_cast<const char*>(call.x) + row * k * 2, size_t(k) * 2);
+    }
+    x = padded;
+  }
+  multiply_rows<Dots>(call, x, pairs, 0, call.rows);
+  return nullptr;
+}
+#endif
+
+}  // namespace
+
+const char* linear(const LinearCall& call) {
+  if (call.rows <= 0 || call.weight->panels == 0) return nullptr;
+  switch (call.weight->dtype) {
+    case kFloat32:
+      return multiply_float<Float>(call);
+    case kFloat16:
+      return multiply_float<Half>(call);
+    default:
+#if defined(__AVX512BF16__)
+      if (call.x_dtype == kBfloat16) return multiply_dots(call);
+#endif
+      return multiply_float<Pairs>(call);
+  }
+}
+
+}  // namespace ISA_NS
+}  // namespace vllm_ms

@@ -1,0 +1,108 @@
+// What the binding (module.cpp) and the kernels agree on: dtype codes, the packed weight, the table of one ISA's functions.
+#pragma once
+
+#include <cstdint>
+
+namespace vllm_ms {
+
+enum DType : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2, kInt32 = 3, kInt64 = 4 };
+
+inline long dtype_size(int dtype) { return dtype == kFloat32 || dtype == kInt32 ? 4 : dtype == kInt64 ? 8 : 2; }
+
+constexpr int kMaxParts = 64;
+
+// A matrix in panels of 16 rows; gemm.cpp describes the layout. Every part begins with a panel of its own.
+struct Packed {
+  void* data = nullptr;
+  long in_features = 0;
+  long out_features = 0;
+  int dtype = kFloat32;
+  int parts = 0;
+  long panels = 0;
+  long panel_bytes = 0;
+  long size[kMaxParts] = {};         // rows of the part
+  long first_panel[kMaxParts] = {};  // its first panel
+  long first_row[kMaxParts] = {};    // its first row in the unfused numbering
+};
+
+// Where `linear` puts part i: rows of `stride[i]` elements beginning at `data[i]`.
+struct Outputs {
+  void* data[kMaxParts];
+  long stride[kMaxParts];
+  int dtype;
+};
+
+struct LinearCall {
+  const Packed* weight;
+  const void* x;  // [rows, in_features]
+  int x_dtype;
+  long rows;
+  const float* bias;  // [out_features] or null
+  Outputs out;
+};
+
+struct AttentionCall {
+  void* out;          // [tokens, heads, head_size]
+  const void* query;  // [tokens, heads, head_size]
+  const void* cache;  // [num_blocks, 2, kv_heads, block_size, head_size]
+  int dtype;
+  long tokens, heads, kv_heads, head_size, num_blocks, block_size;
+  const int32_t* query_start;   // [sequences + 1]
+  const int32_t* seq_lens;      // [sequences]
+  const int32_t* block_tables;  // [sequences, table_stride]
+  long sequences, table_stride;
+  double scale, soft_cap;  // soft_cap 0: none
+  long window;             // 0: none
+  bool causal;
+};
+
+struct RotaryCall {
+  void* query;
+  void* key;
+  int dtype;
+  long tokens, query_heads, key_heads, head_size;
+  const int64_t* positions;
+  const float* cos_sin;  // [max_position, rotary_size]
+  long max_position, rotary_size;
+  bool interleaved;
+};
+
+struct WriteCall {
+  const void* key;
+  const void* value;
+  void* cache;
+  int dtype;
+  long tokens, kv_heads, head_size, num_blocks, block_size;
+  const int64_t* slots;
+};
+
+enum class Gate : int { kSilu = 0, kGeluErf = 1, kGeluTanh = 2 };
+
+// Functions return null, or a sentence for ValueError.
+struct Functions {
+  const char* (*pack_rows)(const Packed& weight, int part, long first_row, const void* source, int dtype, long rows,
+                           long stride);  // stride in elements
+  const char* (*embedding)(const Packed& weight, const void* ids, bool wide, long count, long first_row, void* out);
+  const char* (*linear)(const LinearCall& call);
+  const char* (*rms_norm)(const void* x, const float* weight, void* out, int dtype, long rows, long features, double eps);
+  const char* (*add_rms_norm)(const void* x, void* residual, const float* weight, void* out, int dtype, long rows,
+                              long features, double eps);
+  const char* (*gate_and_mul)(const void* gate, const void* up, void* out, int dtype, long count, Gate kind);
+  const char* (*rotary)(const RotaryCall& call);
+  const char* (*write_kv)(const WriteCall& call);
+  const char* (*attention)(const AttentionCall& call);
+};
+
+}  // namespace vllm_ms
+
+// Declares the functions of one ISA's namespace; each of the kernel sources defines some of them.
+#define VLLM_MS_DECLARE_KERNELS                                                                                        \
+  const char* pack_rows(const Packed&, int, long, const void*, int, long, long);                                       \
+  const char* embedding(const Packed&, const void*, bool, long, long, void*);                                          \
+  const char* linear(const LinearCall&);                                                                               \
+  const char* rms_norm(const void*, const float*, void*, int, long, long, double);                                     \
+  const char* add_rms_norm(const void*, void*, const float*, void*, int, long, long, double);                          \
+  const char* gate_and_mul(const void*, const void*, void*, int, long, Gate);                                          \
+  const char* rotary(const RotaryCall&);                                                                               \
+  const char* write_kv(const WriteCall&);                                                                              \
+  const char* attention(const AttentionCall&);

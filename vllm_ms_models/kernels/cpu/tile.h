@@ -1,0 +1,147 @@
+// The micro-kernel: a block of R activation rows times P panels of 16 weight rows, accumulated in registers.
+//
+//        w: P panels, each [steps][16 lanes]          One step reads P panels x 16 weights (P cache lines for 16-bit pairs
+//           +----+----+----+                          or float32) once and R activation values, each broadcast to all
+//     step  | 16 | 16 | 16 |                          lanes, and does R x P x 16 multiply-adds. Nothing is reduced across
+//           +----+----+----+                          lanes at the end: lane i of panel p *is* output feature 16 p + i.
+//   x: R    |acc |acc |acc |
+//      rows |acc |acc |acc |   R x P x (16 / VW) accumulator registers
+//
+// There is exactly one such loop, `tile<W, R, P>`. W says how one step of a panel is stored and multiplied:
+//
+//   W        a step of a panel             activation              multiply-add
+//   Float    16 float32                    float32                 FMA
+//   Half     16 float16                    float32                 widen, FMA
+//   Pairs    16 pairs (k, k+1) of bf16     2 float32               widen by shift and by mask, 2 FMA
+//   Dots     16 pairs (k, k+1) of bf16     1 pair of bf16          vdpbf16ps (AVX-512 BF16 only)
+//
+// so bfloat16 weights have one layout for all instruction sets. Panels need not be contiguous: `w_step` and `w_panel` are
+// byte strides, so attention uses the same loop on tiles of K and V.
+//
+// Blocking. With VW = 16 there are 32 registers and 8 x 3 accumulators: a step is 3 loads and 8 broadcasts (folded into
+// the multiply as a memory operand) for 24 multiply-adds, so the multipliers are the limit (1 per cycle on Zen 4, latency
+// 4 to 6: any R x P >= 6 keeps them busy). With VW = 8 there are 16 registers and 6 x 1 panels (12 accumulators), with
+// VW = 4 2 x 1 (8 accumulators). For one or two rows memory is the limit; there more panels at once hide the latency of
+// the few accumulators, and the lines ahead are prefetched.
+#pragma once
+
+#include "simd.h"
+
+namespace vllm_ms {
+namespace ISA_NS {
+
+#if VW == 16
+constexpr int kRows = 8, kPanels = 3, kFewRows = 2, kFewPanels = 4;
+#elif VW == 8
+constexpr int kRows = 6, kPanels = 1, kFewRows = 1, kFewPanels = 4;
+#elif defined(__aarch64__)
+constexpr int kRows = 5, kPanels = 1, kFewRows = 1, kFewPanels = 4;
+#else
+constexpr int kRows = 2, kPanels = 1, kFewRows = 1, kFewPanels = 2;
+#endif
+constexpr int kMaxPanels = kPanels > kFewPanels ? kPanels : kFewPanels;
+constexpr int kPrefetchBytes = 2048;
+
+struct Float {
+  typedef float X;
+  typedef vf Raw;
+  static constexpr int kDepth = 1;       // inputs per step
+  static constexpr int kSubsteps = 1;    // X values per step
+  static constexpr int kStepBytes = 64;  // of one panel
+  INLINE vf widen(Raw raw, int) { return raw; }
+};
+
+struct Half {
+  typedef float X;
+  typedef vh Raw;
+  static constexpr int kDepth = 1, kSubsteps = 1, kStepBytes = 32;
+  INLINE vf widen(Raw raw, int) { return from_f16(raw); }
+};
+
+struct Pairs {
+  typedef float X;
+  typedef vu Raw;
+  static constexpr int kDepth = 2, kSubsteps = 2, kStepBytes = 64;
+  INLINE vf widen(Raw raw, int substep) { return (vf)(substep ? raw & 0xffff0000u : raw << 16); }
+};
+
+#if defined(__AVX512BF16__)
+struct Dots {
+  typedef uint32_t X;
+  typedef vu Raw;
+  static constexpr int kDepth = 2, kSubsteps = 1, kStepBytes = 64;
+  INLINE vu widen(Raw raw, int) { return raw; }
+};
+INLINE vf multiply_add(vf acc, uint32_t x, vu w) {
+  return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)splat_bits(x), (__m512bh)w);
+}
+#endif
+INLINE vf multiply_add(vf acc, float x, vf w) { return acc + x * w; }
+
+// out[r][16 p + i] (+)= sum over steps of x[r][step] * w[p][step][i]; strides of x and out in elements, of w in bytes.
+template <class W, int R, int P>
+static void tile(const typename W::X* x, long x_stride, const char* w, long w_step, long w_panel, long steps, float* out,
+                 long out_stride, bool accumulate) {
+  constexpr int kPerPanel = 16 / VW, kVectors = P * kPerPanel;
+  vf acc[R][kVectors];
+  UNROLL for (int r = 0; r < R; ++r) UNROLL for (int v = 0; v < kVectors; ++v)
+      acc[r][v] = accumulate ? load(out + r * out_stride + v * VW) : vf{};
+  for (long step = 0; step < steps; ++step) {
+    typename W::Raw raw[kVectors];
+    UNROLL for (int v = 0; v < kVectors; ++v)
+        raw[v] = load_raw<typename W::Raw>(w + v / kPerPanel * w_panel + v % kPerPanel * sizeof(raw[0]));
+    if (R <= kFewRows) UNROLL for (int p = 0; p < P; ++p) __builtin_prefetch(w + p * w_panel + kPrefetchBytes);
+    UNROLL for (int s = 0; s < W::kSubsteps; ++s) {
+      decltype(W::widen(raw[0], 0)) wide[kVectors];
+      UNROLL for (int v = 0; v < kVectors; ++v) wide[v] = W::widen(raw[v], s);
+      UNROLL for (int r = 0; r < R; ++r) {
+        typename W::X value = load_raw<typename W::X>(x + r * x_stride + s);
+        UNROLL for (int v = 0; v < kVectors; ++v) acc[r][v] = multiply_add(acc[r][v], value, wide[v]);
+      }
+    }
+    x += W::kSubsteps;
+    w += w_step;
+  }
+  UNROLL for (int r = 0; r < R; ++r) UNROLL for (int v = 0; v < kVectors; ++v)
+      store(out + r * out_stride + v * VW, acc[r][v]);
+}
+
+template <class W>
+using Tile = void (*)(const typename W::X*, long, const char*, long, long, long, float*, long, bool);
+
+template <class W, int P, int R>
+struct TileOf {
+  static Tile<W> get(int rows) { return rows == R ? tile<W, R, P> : TileOf<W, P, R - 1>::get(rows); }
+};
+template <class W, int P>
+struct TileOf<W, P, 0> {
+  static Tile<W> get(int) { return nullptr; }
+};
+
+// The instance for `rows` (1 ... kRows) and `panels` (1, kPanels, or kFewPanels if rows <= kFewRows).
+template <class W>
+static Tile<W> find_tile(int rows, int panels) {
+  if (panels == 1) return TileOf<W, 1, kRows>::get(rows);
+  if (panels == kPanels) return TileOf<W, kPanels, kRows>::get(rows);
+  return TileOf<W, kFewPanels, kFewRows>::get(rows);
+}
+
+// Rows per tile when `rows` are cut into the fewest tiles of nearly equal height: 9 rows are 5 + 4, not 8 + 1.
+INLINE long tile_rows(long rows) { return ceil_div(rows, ceil_div(rows, kRows)); }
+
+// out[rows][16 panels] (+)= x * w for any number of rows and panels.
+template <class W>
+static void multiply_block(const typename W::X* x, long x_stride, const char* w, long w_step, long w_panel, long steps,
+                           float* out, long out_stride, bool accumulate, long rows, long panels) {
+  long height = tile_rows(rows);
+  for (long p = 0; p < panels;) {
+    int width = panels - p >= kPanels ? kPanels : 1;
+    for (long r = 0; r < rows; r += height)
+      find_tile<W>(int(min(height, rows - r)), width)(x + r * x_stride, x_stride, w + p * w_panel, w_step, w_panel, steps,
+                                                      out + r * out_stride + p * 16, out_stride, accumulate);
+    p += width;
+  }
+}
+
+}  // namespace ISA_NS
+}  // namespace vllm_ms

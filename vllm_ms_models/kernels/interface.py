@@ -1,0 +1,170 @@
+"""The kernels a model needs, as one small interface over MindSpore tensors.
+
+Three back ends implement it: `reference` (plain MindSpore operators; the definition), `cpu` (C++) and `ascend`
+(fused operators). Conventions, valid for every method:
+
+* `tokens` is the number of tokens in the step, over all sequences; it may be 0.
+* activations are contiguous `[tokens, features]`, in float32, bfloat16 or float16; accumulation is in float32;
+  the result has the dtype of the activation unless a method says otherwise.
+* results are fresh tensors that belong to the caller, except where a method says "in place".
+* shapes are the caller's duty: layers check them once at load, kernels check cheaply and raise ValueError.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A matrix in the layout its back end multiplies fastest; opaque outside that back end.
+
+    `sizes` are the output features of each part of a fused matrix (q, k and v; gate and up), one entry if not fused.
+    `data` holds the values; its layout and padding are the back end's own.
+    """
+
+    data: Tensor
+    sizes: tuple[int, ...]
+    in_features: int
+    dtype: ms.Type
+
+    @property
+    def out_features(self) -> int:
+        return sum(self.sizes)
+
+
+@dataclass(frozen=True)
+class PagedSequences:
+    """Where the sequences of a batch lie in the rows of an activation and in the paged KV cache (all int32).
+
+    Sequence i owns activation rows `query_start[i]:query_start[i+1]`, which are its last positions; with them it is
+    `seq_lens[i]` tokens long. Its position p lies in cache block `block_tables[i, p // block_size]` at offset
+    `p % block_size`. Entries of `block_tables` beyond a sequence's length are arbitrary.
+    """
+
+    query_start: Tensor  # [sequences + 1]
+    seq_lens: Tensor  # [sequences]
+    block_tables: Tensor  # [sequences, max_blocks]
+    max_query_len: int
+    max_seq_len: int
+
+    @property
+    def num_sequences(self) -> int:
+        return self.seq_lens.shape[0]
+
+
+class Kernels(ABC):
+    """One back end. Obtain the active one with `vllm_ms_models.kernels.get()`."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One phrase for the start-up line, e.g. `C++ (AVX-512 BF16, 2 threads)`."""
+
+    # --- weights -----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def new_weight(self, sizes: Sequence[int], in_features: int, dtype: ms.Type) -> Weight:
+        """Allocate a zeroed matrix `[sum(sizes), in_features]`."""
+
+    @abstractmethod
+    def load_rows(self, weight: Weight, part: int, first_row: int, source: np.ndarray) -> None:
+        """Copy `source` `[rows, in_features]` to rows `first_row...` of part `part`, converting its dtype.
+
+        `source` may be float32, float16 or ml_dtypes.bfloat16, and a strided (even memory-mapped) view with unit
+        stride in its last axis; it is read once, front to back. Rounding is to nearest, ties to even.
+        """
+
+    # --- dense -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None, dtype: ms.Type | None = None) -> Tensor:
+        """`x @ weight.T + bias`: `[tokens, in_features]` -> `[tokens, out_features]`, parts side by side.
+
+        `bias` is float32 `[out_features]`. `dtype` is the result's (default: that of `x`; float32 for logits).
+        """
+
+    @abstractmethod
+    def linear_split(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> tuple[Tensor, ...]:
+        """As `linear`, each part in a contiguous tensor of its own `[tokens, sizes[i]]`."""
+
+    @abstractmethod
+    def embedding(self, ids: Tensor, weight: Weight, first_row: int = 0) -> Tensor:
+        """Rows `ids - first_row` of `weight`, as `[tokens, in_features]` in the weight's dtype.
+
+        `ids` is int32 or int64 `[tokens]`. An id outside `first_row <= id < first_row + out_features` gives zeros
+        (another rank owns it).
+        """
+
+    # --- elementwise -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """`x / sqrt(mean(x^2) + eps) * weight` over the last axis, computed in float32 and rounded once.
+
+        `x` is `[..., features]`, `weight` float32 `[features]`.
+        """
+
+    @abstractmethod
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """`residual += x` (in place, rounded to its dtype), then `rms_norm(residual)`: (normed, residual)."""
+
+    @abstractmethod
+    def silu_and_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        """`gate / (1 + exp(-gate)) * up`, `[tokens, features]` each."""
+
+    @abstractmethod
+    def gelu_and_mul(self, gate: Tensor, up: Tensor, approximate: bool) -> Tensor:
+        """`gelu(gate) * up`: with erf, or the tanh approximation when `approximate`."""
+
+    # --- attention ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def rotary(
+        self, query: Tensor, key: Tensor, positions: Tensor, cos_sin: Tensor, head_size: int, interleaved: bool
+    ) -> None:
+        """Rotate `query` and `key` `[tokens, heads * head_size]` in place.
+
+        `positions` is int64 `[tokens]`; `cos_sin` float32 `[max_position, rotary_size]`, row p holding
+        cos(p f_0) ... cos(p f_{r/2-1}), sin(p f_0) ... sin(p f_{r/2-1}). The first `rotary_size` features of each
+        head rotate, the others stay. Pairs are (i, i + rotary_size/2), or (2i, 2i + 1) when `interleaved`.
+        """
+
+    @abstractmethod
+    def cache_shape(
+        self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int
+    ) -> tuple[int, int, int, int, int]:
+        """Shape of one layer's KV cache, block axis first, for `write_kv` and `paged_attention`."""
+
+    @abstractmethod
+    def write_kv(self, key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:
+        """Store `key` and `value` `[tokens, kv_heads * head_size]` at `slots` of `cache`, in place.
+
+        `slots` is int64 `[tokens]`: block * block_size + offset; a negative slot is skipped. `cache` has the dtype
+        of `key` and the shape given by `cache_shape`.
+        """
+
+    @abstractmethod
+    def paged_attention(
+        self,
+        query: Tensor,
+        cache: Tensor,
+        sequences: PagedSequences,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+        causal: bool = True,
+    ) -> Tensor:
+        """Attention of `query` `[tokens, heads * head_size]` over the paged cache, any mix of prefill and decode.
+
+        Query head h reads KV head `h // (heads / kv_heads)`. The token at position p attends to positions j <= p
+        (all of the sequence's when not `causal`), and, with a `window`, j > p - window. Scores are
+        `scale * q.k`, then `soft_cap * tanh(score / soft_cap)` if given, softmax in float32. Rows that belong to no
+        sequence (beyond `query_start[-1]`) are undefined.
+        """

@@ -1,0 +1,319 @@
+"""The reference back end: what each kernel means, in plain MindSpore operators, and what serves without a compiler.
+
+Everything is computed in float32: operands are widened on the way in, results rounded once on the way out. It runs on
+CPU and expects blocking launches (`mindspore.runtime.launch_blocking`): no CPU operator of MindSpore writes into a part
+of a tensor in every activation dtype, so what happens in place goes through the tensor's own memory (`_memory`).
+"""
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import ml_dtypes
+import numpy as np
+from mindspore import Tensor, mint, ops
+from mindspore import dtype as mstype
+
+from vllm_ms_models.kernels.interface import Kernels, PagedSequences, Weight
+
+_NUMPY = {
+    mstype.float32: np.dtype(np.float32),
+    mstype.float16: np.dtype(np.float16),
+    mstype.bfloat16: np.dtype(ml_dtypes.bfloat16),
+}
+_WEIGHT_CHUNK = 1 << 21  # weight elements widened to float32 at a time: 8 MB, which a last-level cache holds
+_SCORE_CHUNK = 1 << 24  # attention scores at a time: 64 MB
+_MASKED = -3.0e38  # a score no other can be below; its exponential is 0 even after the maximum was subtracted
+
+
+def _memory(tensor: Tensor) -> np.ndarray:
+    """The memory of a contiguous CPU tensor as a writable array. Valid only as long as `tensor` is kept alive."""
+    dtype = _NUMPY.get(tensor.dtype)
+    if dtype is None:
+        raise ValueError(f"expected a float32, float16 or bfloat16 tensor, got {tensor.dtype}")
+    if not tensor.is_contiguous():
+        raise ValueError(f"expected a contiguous tensor, got strides {tensor.stride()} for shape {tensor.shape}")
+    if 0 in tensor.shape:
+        return np.empty(tensor.shape, dtype)
+    buffer = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
+    return np.frombuffer(buffer, dtype).reshape(tensor.shape)
+
+
+def _cast(x: Tensor, dtype: Any) -> Tensor:
+    """`x.astype(dtype)` between float dtypes, to nearest even: the Cast operator is ten times slower in bfloat16."""
+    if x.dtype == dtype:
+        return x
+    x = x.contiguous()
+    result = mint.empty(x.shape, dtype=dtype)
+    _copy(_memory(result), _memory(x))
+    return result
+
+
+def _copy(target: np.ndarray, source: np.ndarray) -> None:
+    """`target[...] = source`, rounding to nearest even; values too large for `target` become infinite, silently."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.copyto(target, source, casting="unsafe")
+
+
+def _float32(x: Tensor) -> Tensor:
+    return _cast(x, mstype.float32)
+
+
+def _overwrite(target: Tensor, value: Tensor) -> None:
+    """Replace the values of `target` in its own memory."""
+    _copy(_memory(target), _memory(value.contiguous()))
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    return 1.0 / (ops.exp(-x) + 1.0)
+
+
+class ReferenceKernels(Kernels):
+    """Kernels in plain MindSpore operators; see `Kernels` for what each method does."""
+
+    name: ClassVar[str] = "reference"
+
+    def __init__(self) -> None:
+        # As operators, not functions: they take a transposed operand without copying it.
+        self._matmul_bt = ops.MatMul(transpose_b=True)
+        self._batch_matmul = ops.BatchMatMul()
+        self._batch_matmul_bt = ops.BatchMatMul(transpose_b=True)
+
+    def describe(self) -> str:
+        return "reference (plain MindSpore operators)"
+
+    # --- weights -----------------------------------------------------------------------------------------------
+
+    def new_weight(self, sizes: Sequence[int], in_features: int, dtype: Any) -> Weight:
+        """The values are kept row by row, `[sum(sizes), in_features]` in `dtype`."""
+        _require(dtype in _NUMPY, f"a weight is float32, float16 or bfloat16, not {dtype}")
+        data = mint.empty((sum(sizes), in_features), dtype=dtype)
+        _memory(data)[...] = 0
+        return Weight(data, tuple(sizes), in_features, dtype)
+
+    def load_rows(self, weight: Weight, part: int, first_row: int, source: np.ndarray) -> None:
+        _require(0 <= part < len(weight.sizes), f"the weight has {len(weight.sizes)} parts, no part {part}")
+        _require(
+            source.ndim == 2 and source.shape[1] == weight.in_features,
+            f"expected rows of {weight.in_features} features, got an array of shape {source.shape}",
+        )
+        last_row = first_row + source.shape[0]
+        _require(
+            0 <= first_row and last_row <= weight.sizes[part],
+            f"rows {first_row} to {last_row} do not fit in part {part}, which has {weight.sizes[part]}",
+        )
+        start = sum(weight.sizes[:part])
+        _copy(_memory(weight.data)[start + first_row : start + last_row], source)
+
+    # --- dense -------------------------------------------------------------------------------------------------
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None, dtype: Any = None) -> Tensor:
+        return _cast(self._product(x, weight, bias), x.dtype if dtype is None else dtype)
+
+    def linear_split(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> tuple[Tensor, ...]:
+        parts = mint.split(self._product(x, weight, bias), list(weight.sizes), 1)
+        return tuple(_cast(part.contiguous(), x.dtype) for part in parts)
+
+    def _product(self, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+        """`x @ weight.T + bias` in float32."""
+        features = weight.in_features
+        _require(x.ndim == 2 and x.shape[1] == features, f"expected [tokens, {features}], got {x.shape}")
+        if x.shape[0] == 0:
+            return mint.empty((0, weight.out_features), dtype=mstype.float32)
+        x = _float32(x)
+        products = [self._matmul_bt(x, rows) for rows in self._float32_rows(weight)]
+        result = products[0] if len(products) == 1 else ops.concat(products, 1)
+        return result if bias is None else result + bias
+
+    @staticmethod
+    def _float32_rows(weight: Weight) -> Iterator[Tensor]:
+        """The rows of `weight` in float32, a chunk at a time, so that only a chunk exists twice."""
+        if weight.dtype == mstype.float32:
+            yield weight.data
+            return
+        memory = _memory(weight.data)
+        step = max(1, _WEIGHT_CHUNK // weight.in_features)
+        for first in range(0, weight.out_features, step):
+            source = memory[first : first + step]
+            rows = mint.empty(source.shape, dtype=mstype.float32)
+            _copy(_memory(rows), source)
+            yield rows
+
+    def embedding(self, ids: Tensor, weight: Weight, first_row: int = 0) -> Tensor:
+        if ids.shape[0] == 0:
+            return mint.empty((0, weight.in_features), dtype=weight.dtype)
+        rows = ids.astype(mstype.int64) - first_row
+        known = ops.logical_and(rows >= 0, rows < weight.out_features)
+        rows = ops.clamp(rows, 0, weight.out_features - 1)
+        values = _float32(self._take(weight.data, rows))
+        return _cast(ops.where(known.reshape(-1, 1), values, 0.0), weight.dtype)
+
+    @staticmethod
+    def _take(tensor: Tensor, rows: Tensor) -> Tensor:
+        """`tensor[rows]`; bfloat16, which Gather does not know, as the integers of the same bits."""
+        if tensor.dtype == mstype.bfloat16:
+            return ops.gather(tensor.view(mstype.int16), rows, 0).view(mstype.bfloat16)
+        return ops.gather(tensor, rows, 0)
+
+    # --- elementwise -------------------------------------------------------------------------------------------
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        _require(x.shape[-1:] == weight.shape, f"expected [..., {weight.shape[0]}], got {x.shape}")
+        if 0 in x.shape:
+            return mint.empty(x.shape, dtype=x.dtype)
+        wide = _float32(x)
+        mean = ops.mean(ops.square(wide), -1, True)
+        return _cast(wide * ops.rsqrt(mean + eps) * weight, x.dtype)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        _require(x.shape == residual.shape, f"x is {x.shape}, the residual {residual.shape}")
+        if 0 not in x.shape:
+            _overwrite(residual, _float32(residual) + _float32(x))
+        return self.rms_norm(residual, weight, eps), residual
+
+    def silu_and_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        _require(gate.shape == up.shape, f"gate is {gate.shape}, up {up.shape}")
+        if 0 in gate.shape:
+            return mint.empty(gate.shape, dtype=gate.dtype)
+        wide = _float32(gate)
+        return _cast(wide * _sigmoid(wide) * _float32(up), gate.dtype)
+
+    def gelu_and_mul(self, gate: Tensor, up: Tensor, approximate: bool) -> Tensor:
+        """`0.5 (1 + tanh(z))` is the sigmoid of 2z, `0.5 (1 + erf(z))` is half of erfc(-z): nothing cancels."""
+        _require(gate.shape == up.shape, f"gate is {gate.shape}, up {up.shape}")
+        if 0 in gate.shape:
+            return mint.empty(gate.shape, dtype=gate.dtype)
+        wide = _float32(gate)
+        if approximate:
+            share = _sigmoid((wide + wide * wide * wide * 0.044715) * (8.0 / np.pi) ** 0.5)
+        else:
+            share = ops.erfc(wide * -(0.5**0.5)) * 0.5
+        return _cast(wide * share * _float32(up), gate.dtype)
+
+    # --- attention ---------------------------------------------------------------------------------------------
+
+    def rotary(
+        self, query: Tensor, key: Tensor, positions: Tensor, cos_sin: Tensor, head_size: int, interleaved: bool
+    ) -> None:
+        half = cos_sin.shape[1] // 2
+        _require(2 * half <= head_size, f"{2 * half} features cannot rotate in a head of {head_size}")
+        if positions.shape[0] == 0:
+            return
+        rows = ops.gather(cos_sin, positions, 0).reshape(-1, 1, 2 * half)
+        for x in (query, key):
+            _overwrite(x, self._rotated(x, rows[..., :half], rows[..., half:], head_size, interleaved))
+
+    @staticmethod
+    def _rotated(x: Tensor, cos: Tensor, sin: Tensor, head_size: int, interleaved: bool) -> Tensor:
+        """`x` in float32 with pairs turned by the angles of `cos` and `sin`, both `[tokens, 1, pairs]`."""
+        tokens, features = x.shape
+        half = cos.shape[-1]
+        heads = _float32(x).reshape(tokens, features // head_size, head_size)
+        if interleaved:
+            first, second = heads[..., 0 : 2 * half : 2], heads[..., 1 : 2 * half : 2]
+        else:
+            first, second = heads[..., :half], heads[..., half : 2 * half]
+        turned = (first * cos - second * sin, second * cos + first * sin)
+        if interleaved:
+            parts = [ops.stack(turned, -1).reshape(tokens, -1, 2 * half)]
+        else:
+            parts = list(turned)
+        if 2 * half < head_size:
+            parts.append(heads[..., 2 * half :])
+        return ops.concat(parts, -1).reshape(tokens, features)
+
+    def cache_shape(
+        self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int
+    ) -> tuple[int, int, int, int, int]:
+        """Axis 1 is key or value."""
+        return num_blocks, 2, num_kv_heads, block_size, head_size
+
+    def write_kv(self, key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:
+        blocks, _, heads, block_size, head_size = cache.shape
+        _require(cache.dtype == key.dtype, f"the keys are {key.dtype}, the cache is {cache.dtype}")
+        _require(slots.shape[0] == key.shape[0], f"{slots.shape[0]} slots for {key.shape[0]} tokens")
+        if slots.shape[0] == 0:
+            return
+        all_slots = slots.asnumpy()
+        tokens = np.flatnonzero(all_slots >= 0)
+        block, offset = np.divmod(all_slots[tokens], block_size)
+        _require(bool((block < blocks).all()), f"a slot lies beyond the last of {blocks} blocks of {block_size}")
+        memory = _memory(cache)
+        for index, x in enumerate((key, value)):
+            rows = _memory(x.contiguous()).reshape(-1, heads, head_size)
+            memory[block, index, :, offset] = rows[tokens]
+
+    def paged_attention(
+        self,
+        query: Tensor,
+        cache: Tensor,
+        sequences: PagedSequences,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+        causal: bool = True,
+    ) -> Tensor:
+        tokens, features = query.shape
+        head_size = cache.shape[-1]
+        result = mint.empty((tokens, features), dtype=query.dtype)
+        if tokens == 0:
+            return result
+        memory = _memory(result)
+        memory[...] = 0
+        heads = _float32(query).reshape(tokens, features // head_size, head_size)
+        starts, lengths = sequences.query_start.asnumpy(), sequences.seq_lens.asnumpy()
+        tables = sequences.block_tables.asnumpy()
+        for table, row, end, length in zip(tables, starts[:-1], starts[1:], lengths, strict=True):
+            shift = int(length) - int(end)  # from a row to its position
+            step = max(1, _SCORE_CHUNK // (heads.shape[1] * max(1, int(length))))
+            for first in range(int(row), int(end), step):
+                last = min(first + step, int(end))
+                positions = np.arange(first, last) + shift
+                lowest = 0 if window is None else max(0, int(positions[0]) - window + 1)
+                stop = int(positions[-1]) + 1 if causal else int(length)
+                keys, values = self._gather(cache, table, lowest, stop)
+                mask = _mask(positions, np.arange(lowest, stop), window, causal)
+                rows = self._attend(heads[first:last], keys, values, mask, scale, soft_cap)
+                _copy(memory[first:last], _memory(rows.contiguous()))
+        return result
+
+    def _gather(self, cache: Tensor, table: np.ndarray, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of positions `start` to `stop` in float32, `[kv_heads, positions, head_size]` each."""
+        _, _, heads, block_size, head_size = cache.shape
+        first = start // block_size
+        blocks = Tensor(table[first : -(-stop // block_size)].astype(np.int32))
+        pages = _float32(self._take(cache, blocks))
+        pages = ops.transpose(pages, (1, 2, 0, 3, 4)).reshape(2, heads, -1, head_size)
+        pages = pages[:, :, start - first * block_size : stop - first * block_size].contiguous()
+        return pages[0], pages[1]
+
+    def _attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, soft_cap: float | None
+    ) -> Tensor:
+        """Attention of `query` `[rows, heads, head_size]` where `mask` `[rows, positions]` is true, in float32."""
+        rows, heads, head_size = query.shape
+        kv_heads, positions, _ = keys.shape
+        grouped = ops.transpose(query, (1, 0, 2)).reshape(kv_heads, -1, head_size)
+        scores = self._batch_matmul_bt(grouped, keys) * scale
+        if soft_cap is not None:
+            # The Tanh operator is off by 1e-4 on CPU; this form by 2e-6.
+            scores = (2.0 * _sigmoid(scores * (2.0 / soft_cap)) - 1.0) * soft_cap
+        scores = ops.where(mask, scores.reshape(heads, rows, positions), _MASKED)
+        shares = ops.softmax(scores, -1).reshape(kv_heads, -1, positions)
+        result = self._batch_matmul(shares, values).reshape(heads, rows, head_size)
+        return ops.transpose(result, (1, 0, 2)).reshape(rows, heads * head_size)
+
+
+def _mask(positions: np.ndarray, keys: np.ndarray, window: int | None, causal: bool) -> Tensor:
+    """Which of the positions `keys` each of `positions` attends to."""
+    mask = np.ones((len(positions), len(keys)), np.bool_)
+    if causal:
+        mask &= keys <= positions[:, None]
+    if window is not None:
+        mask &= keys > positions[:, None] - window
+    return Tensor(mask)

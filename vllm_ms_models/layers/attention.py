@@ -1,0 +1,43 @@
+"""Attention over the paged KV cache."""
+
+from mindspore import Tensor, nn
+
+from vllm_ms_models import kernels
+from vllm_ms_models.layers.batch import Batch
+
+
+class Attention(nn.Cell):
+    """Scaled dot-product attention of one layer, with grouped KV heads, sliding window and soft cap.
+
+    `name` is unique and holds the layer's number; under it the cache manager knows the layer. `cache` is bound to it
+    before the first batch. `window` counts the tokens a position sees, itself included.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_heads: int,
+        num_kv_heads: int,
+        head_size: int,
+        scale: float | None = None,
+        window: int | None = None,
+        soft_cap: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_size = head_size
+        self.scale = head_size**-0.5 if scale is None else scale
+        self.window = window
+        self.soft_cap = soft_cap
+        self.kernels = kernels.get()
+        self.cache: Tensor | None = None
+
+    def construct(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
+        """`[tokens, heads * head_size]` queries, `[tokens, kv_heads * head_size]` keys and values -> as queries."""
+        view = batch.caches[self.name]
+        self.kernels.write_kv(key, value, self.cache, view.slots)
+        return self.kernels.paged_attention(
+            query, self.cache, view.sequences, self.scale, self.window, self.soft_cap
+        )

@@ -1,0 +1,22 @@
+"""How a model is to be built, apart from its architecture."""
+
+from dataclasses import dataclass, field
+
+import mindspore as ms
+
+from vllm_ms_models.distributed.group import Group
+from vllm_ms_models.quantization.base import Quantization, Unquantized
+
+
+@dataclass(frozen=True)
+class ModelContext:
+    """Handed to every layer's constructor.
+
+    `dtype` is that of activations, of unquantized weights and of the KV cache; `max_model_len` the longest sequence
+    (tokens) to be served; `tensor_parallel` the ranks among which heads, columns and vocabulary are split.
+    """
+
+    dtype: ms.Type
+    max_model_len: int
+    tensor_parallel: Group = field(default_factory=Group)
+    quantization: Quantization = field(default_factory=Unquantized)

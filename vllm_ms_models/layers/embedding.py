@@ -1,0 +1,79 @@
+"""Token embeddings and the output head, split over ranks by vocabulary rows."""
+
+from collections.abc import Iterator
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from vllm_ms_models import kernels
+from vllm_ms_models.checkpoint.slots import Slot
+from vllm_ms_models.distributed.group import Group
+from vllm_ms_models.layers.context import ModelContext
+from vllm_ms_models.quantization.base import Part
+
+
+def vocabulary_rows(vocab_size: int, group: Group) -> tuple[slice, int]:
+    """This rank's rows of a vocabulary matrix and how many it stores: equal on all ranks, padded at the end."""
+    stored = -(-vocab_size // group.size)
+    first = min(group.rank * stored, vocab_size)
+    return slice(first, min(first + stored, vocab_size)), stored
+
+
+class VocabParallelEmbedding(nn.Cell):
+    """Token ids `[tokens]` -> hidden states `[tokens, hidden]`."""
+
+    def __init__(self, name: str, vocab_size: int, hidden_size: int, context: ModelContext) -> None:
+        super().__init__()
+        self.name = f"{name}.weight"
+        self.shape = (vocab_size, hidden_size)
+        self.group = context.tensor_parallel
+        self.rows, stored = vocabulary_rows(vocab_size, self.group)
+        self.first_row = self.rows.start
+        self.kernels = kernels.get()
+        self.weight = self.kernels.new_weight([stored], hidden_size, context.dtype)
+
+    def slots(self) -> Iterator[Slot]:
+        def load(source: np.ndarray) -> None:
+            self.kernels.load_rows(self.weight, 0, 0, source)
+
+        yield Slot(self.name, self.shape, load, (self.rows,))
+
+    def construct(self, ids: Tensor) -> Tensor:
+        return self.group.all_reduce(self.kernels.embedding(ids, self.weight, self.first_row))
+
+
+class ParallelLMHead(nn.Cell):
+    """Hidden states `[rows, hidden]` -> float32 logits `[rows, vocab]`.
+
+    With `tied_to`, it multiplies by the embedding's own matrix and reads nothing from the checkpoint.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        vocab_size: int,
+        hidden_size: int,
+        context: ModelContext,
+        tied_to: VocabParallelEmbedding | None = None,
+    ) -> None:
+        super().__init__()
+        self.group = context.tensor_parallel
+        self.kernels = kernels.get()
+        self.weight = tied_to.weight if tied_to is not None else None
+        self.scheme = None
+        if tied_to is None:
+            rows, stored = vocabulary_rows(vocab_size, self.group)
+            part = Part(name, (vocab_size, hidden_size), rows, slice(0, hidden_size))
+            self.scheme = context.quantization.linear([part], False, context.dtype)
+
+    def slots(self) -> Iterator[Slot]:
+        if self.scheme is not None:
+            yield from self.scheme.slots()
+
+    def construct(self, hidden: Tensor) -> Tensor:
+        if self.scheme is None:
+            logits = self.kernels.linear(hidden, self.weight, dtype=ms.float32)
+        else:
+            logits = self.scheme.multiply(hidden, ms.float32)
+        return self.group.all_gather(logits)

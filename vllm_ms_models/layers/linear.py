@@ -1,0 +1,136 @@
+"""Linear layers, split over tensor-parallel ranks.
+
+The classes differ only in which rows (outputs) and columns (inputs) of the checkpoint matrix a rank owns:
+
+| class                      | rows         | columns      | result                         |
+| -------------------------- | ------------ | ------------ | ------------------------------ |
+| ReplicatedLinear           | all          | all          | whole on every rank            |
+| ColumnParallelLinear       | 1/size       | all          | this rank's features           |
+| MergedColumnParallelLinear | 1/size each  | all          | one tensor for each part       |
+| QKVParallelLinear          | whole heads  | all          | q, k, v of this rank's heads   |
+| RowParallelLinear          | all          | 1/size       | summed over the ranks          |
+
+Fused layers read several checkpoint matrices; they are named one by one, so no other table of fused names exists.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import mindspore as ms
+from mindspore import Tensor, nn
+
+from vllm_ms_models.checkpoint.slots import Slot
+from vllm_ms_models.distributed.group import Group
+from vllm_ms_models.layers.context import ModelContext
+from vllm_ms_models.quantization.base import Part
+
+
+def column_part(name: str, in_features: int, out_features: int, group: Group) -> Part:
+    """This rank's share of the rows of a matrix."""
+    size = group.share(out_features, f"The output size of {name}")
+    rows = slice(group.rank * size, (group.rank + 1) * size)
+    return Part(name, (out_features, in_features), rows, slice(0, in_features))
+
+
+class Linear(nn.Cell):
+    """Storage and loading common to all of them."""
+
+    def __init__(self, parts: Sequence[Part], bias: bool, context: ModelContext) -> None:
+        super().__init__()
+        self.scheme = context.quantization.linear(parts, bias, context.dtype)
+
+    def slots(self) -> Iterator[Slot]:
+        return self.scheme.slots()
+
+
+class ReplicatedLinear(Linear):
+    """`[tokens, in_features]` -> `[tokens, out_features]`, the same on every rank."""
+
+    def __init__(self, name: str, in_features: int, out_features: int, context: ModelContext, bias: bool = False):
+        super().__init__([column_part(name, in_features, out_features, Group())], bias, context)
+
+    def construct(self, x: Tensor, dtype: ms.Type | None = None) -> Tensor:
+        return self.scheme.multiply(x, dtype)
+
+
+class ColumnParallelLinear(Linear):
+    """`[tokens, in_features]` -> `[tokens, out_features / ranks]`."""
+
+    def __init__(self, name: str, in_features: int, out_features: int, context: ModelContext, bias: bool = False):
+        super().__init__([column_part(name, in_features, out_features, context.tensor_parallel)], bias, context)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.scheme.multiply(x)
+
+
+class MergedColumnParallelLinear(Linear):
+    """Several column-parallel matrices over one input, multiplied at once: a tuple of their results."""
+
+    def __init__(
+        self, names: Sequence[str], in_features: int, sizes: Sequence[int], context: ModelContext, bias: bool = False
+    ):
+        group = context.tensor_parallel
+        parts = [column_part(name, in_features, size, group) for name, size in zip(names, sizes, strict=True)]
+        super().__init__(parts, bias, context)
+
+    def construct(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.scheme.multiply_split(x)
+
+
+class QKVParallelLinear(Linear):
+    """Query, key and value projections of this rank's heads.
+
+    With more ranks than KV heads, each KV head is held by `ranks / kv_heads` neighbouring ranks.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        in_features: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_size: int,
+        context: ModelContext,
+        bias: bool = False,
+    ):
+        group = context.tensor_parallel
+        heads = group.share(num_heads, f"The number of heads of {names[0]}")
+        copies = max(1, group.size // num_kv_heads)
+        if group.size % copies:
+            raise ValueError(
+                f"The number of KV heads of {names[1]} ({num_kv_heads}) does not divide the tensor parallel size "
+                f"{group.size}; choose a --tensor-parallel-size that it divides."
+            )
+        kv_group = Group(group.rank // copies, group.size // copies)
+        kv_heads = kv_group.share(num_kv_heads, f"The number of KV heads of {names[1]}")
+        query, key, value = names
+        parts = [
+            column_part(query, in_features, num_heads * head_size, group),
+            column_part(key, in_features, num_kv_heads * head_size, kv_group),
+            column_part(value, in_features, num_kv_heads * head_size, kv_group),
+        ]
+        super().__init__(parts, bias, context)
+        self.num_heads, self.num_kv_heads = heads, kv_heads
+
+    def construct(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.scheme.multiply_split(x)
+
+
+class RowParallelLinear(Linear):
+    """`[tokens, in_features / ranks]` -> `[tokens, out_features]`, summed over the ranks; rank 0 adds the bias."""
+
+    def __init__(self, name: str, in_features: int, out_features: int, context: ModelContext, bias: bool = False):
+        group = context.tensor_parallel
+        size = group.share(in_features, f"The input size of {name}")
+        columns = slice(group.rank * size, (group.rank + 1) * size)
+        part = Part(name, (out_features, in_features), slice(0, out_features), columns)
+        super().__init__([part], bias and group.rank == 0, context)
+        self.group = group
+        self.foreign_bias = [f"{name}.bias"] if bias and group.rank > 0 else []
+
+    def slots(self) -> Iterator[Slot]:
+        yield from self.scheme.slots()
+        for name in self.foreign_bias:  # in the checkpoint, but not for this rank
+            yield Slot(name, self.scheme.parts[0].shape[:1], lambda _: None, (slice(0, 0),))
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.group.all_reduce(self.scheme.multiply(x))

@@ -1,0 +1,25 @@
+"""From the last hidden states to logits."""
+
+from mindspore import Tensor, nn
+
+from vllm_ms_models.layers.embedding import ParallelLMHead
+
+
+class LogitsProcessor(nn.Cell):
+    """Logits of the rows that are sampled: `scale * head(hidden)`, then `soft_cap * tanh(logits / soft_cap)`.
+
+    `hidden` is `[rows, hidden]`, only the rows wanted; the result float32 `[rows, vocab]`.
+    """
+
+    def __init__(self, scale: float = 1.0, soft_cap: float | None = None) -> None:
+        super().__init__()
+        self.scale = scale
+        self.soft_cap = soft_cap
+
+    def construct(self, head: ParallelLMHead, hidden: Tensor) -> Tensor:
+        logits = head(hidden)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.soft_cap is not None:
+            logits = (logits / self.soft_cap).tanh() * self.soft_cap
+        return logits

@@ -1,0 +1,306 @@
+"""Rotary position embedding: what a Hugging Face config says about it, and the cos | sin table it stands for.
+
+The table is fixed when the server starts. In transformers two rope types depend on the sequence at hand instead:
+dynamic and longrope change all frequencies once it outgrows the length of the original training. In a paged cache,
+which sequences share, keys are not rotated anew, so the choice falls once, by `max_model_len`, as in vLLM:
+
+* `max_model_len <= original`: the unscaled (dynamic) or short (longrope) frequencies. Equal to transformers for every
+  sequence.
+* `max_model_len > original`, dynamic: the base of a sequence of `max_model_len` tokens, for every sequence. Equal to
+  transformers for a prompt of exactly that length only. It is the formula of vLLM's `DynamicNTKScalingRotaryEmbedding`
+  where that is told `max_trained_positions`; it is not for Llama and Qwen2, whose table then ends at `original`.
+* `max_model_len > original`, longrope: the long frequencies, for every sequence, as vLLM's
+  `Phi3LongRoPEScaledRotaryEmbedding`. Equal to transformers for prompts longer than `original`; a shorter one has the
+  short frequencies there.
+
+The other types are the same at every length. Attention scaling is that of transformers in all cases; vLLM's differs
+for a longrope config that sets `factor` or `attention_factor`, which vLLM does not read.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+SUPPORTED = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+DEFAULT_THETA = 10000.0  # RotaryEmbeddingConfigMixin.default_theta of transformers
+_ORIGINAL = "original_max_position_embeddings"
+
+# Parameters that change the rotation for some model and are not implemented: an error, never ignored.
+_UNSUPPORTED = (
+    "alpha", "long_mscale", "max_trained_positions", "mixed_b", "mrope_section", "rope_dim", "short_mscale", "use_fope"
+)  # fmt: skip
+
+# Where vLLM looks for a model's length; the smallest counts (ModelArchConfigConvertorBase).
+_LENGTHS = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions",
+    "max_sequence_length", "max_seq_length", "seq_len",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RopeParameters:
+    """One rotary embedding, with everything that a config may leave out resolved.
+
+    `rotary_dim` is the d of the formulas. `attention_scaling` is multiplied into cos and sin. The other fields with a
+    default matter only to the rope types named beside them.
+    """
+
+    rope_type: str
+    head_dim: int
+    rotary_dim: int
+    theta: float
+    attention_scaling: float = 1.0
+    factor: float = 1.0  # all but default
+    original_max_position: int = 0  # dynamic, llama3, yarn, longrope: length of the original training
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    truncate: bool = True  # yarn
+    short_factor: tuple[float, ...] = ()  # longrope
+    long_factor: tuple[float, ...] = ()  # longrope
+
+    @property
+    def rotary_size(self) -> int:
+        """Features of a head that rotate: `rotary_dim`, rounded up to an even number as transformers does."""
+        return self.rotary_dim + self.rotary_dim % 2
+
+    @classmethod
+    def from_config(cls, config: Any, layer_type: str | None = None) -> "RopeParameters":
+        """Parse a config object, or a config.json as a mapping, that says `rope_parameters` or `rope_scaling`.
+
+        `layer_type` selects from nested `rope_parameters`; flat ones hold for every layer type. What takes precedence
+        is as in transformers (`convert_rope_params_to_dict`, `standardize_rope_params`). ValueError if unsupported.
+        """
+        values = _rope_values(config, layer_type)
+        read = _Reader(_rope_type(values), values, config)
+        for key in _UNSUPPORTED:
+            if values.get(key):
+                read.fail(key, "absent (it is not supported)", values[key])
+        head_dim, partial = read.head_dim(), read.number("partial_rotary_factor", above=0, default=1.0)
+        rotary_dim = int(head_dim * partial)
+        smallest = 4 if read.rope_type == "dynamic" else 2  # its exponent is d / (d - 2)
+        if not smallest <= rotary_dim + rotary_dim % 2 <= head_dim:
+            read.fail("partial_rotary_factor", f"such that {smallest} to {head_dim} features rotate, in pairs", partial)
+        theta = read.number("rope_theta", above=1, default=DEFAULT_THETA)
+        return cls(read.rope_type, head_dim, rotary_dim, theta, **_type_fields(read, (rotary_dim + 1) // 2))
+
+
+def _get(config: Any, key: str) -> Any:
+    return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
+
+
+def _rope_values(config: Any, layer_type: str | None) -> dict[str, Any]:
+    """The rope's own entries, with what older configs keep beside them."""
+    found = _get(config, "rope_scaling") or _get(config, "rope_parameters") or {}
+    if not isinstance(found, Mapping):
+        raise ValueError(f"rope_parameters (or rope_scaling) must be a mapping, but the config has {found!r}")
+    nested = {name: entry for name, entry in found.items() if isinstance(entry, Mapping)}
+    if nested and layer_type not in nested:
+        names = ", ".join(map(repr, nested))
+        raise ValueError(f"rope_parameters must have an entry for layer type {layer_type!r}, but they have {names}")
+    values = dict(nested.get(layer_type, found))
+    if not nested and (original := _get(config, _ORIGINAL)) is not None:
+        values[_ORIGINAL] = original  # Phi-3 keeps it there, and there it takes precedence
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if values.get(key) is None:
+            values[key] = _get(config, key)
+    return values
+
+
+def _rope_type(values: Mapping[str, Any]) -> str:
+    """`rope_type` or, in older configs, `type`; "su" is the first name of longrope."""
+    names = [name for name in (values.get("rope_type"), values.get("type")) if name is not None] or ["default"]
+    names = ["longrope" if name == "su" else name for name in names]
+    if names[0] != names[-1]:
+        raise ValueError(f"rope_type and type must agree, but the config has {names[0]!r} and {names[-1]!r}")
+    if names[0] not in SUPPORTED:
+        raise ValueError(f"rope type {names[0]!r} is not supported; supported are {', '.join(SUPPORTED)}")
+    return str(names[0])
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Typed access to a rope's `values` and to the `config` around them; every complaint is one sentence."""
+
+    rope_type: str
+    values: Mapping[str, Any]
+    config: Any
+
+    def fail(self, key: str, expected: str, found: object) -> NoReturn:
+        raise ValueError(
+            f"rope type {self.rope_type!r}: {key} must be {expected}, but the config has "
+            f"{'no value for it' if found is None else repr(found)} (supported rope types: {', '.join(SUPPORTED)})"
+        )
+
+    def number(self, key: str, least: float = 0.0, above: float | None = None, default: float | None = None) -> float:
+        """A finite number within its bound; `default`, if there is one, where it is absent or null."""
+        value = self.values.get(key)
+        if value is None and default is not None:
+            return default
+        if not _is_number(value) or not (value >= least if above is None else value > above):
+            self.fail(key, f"a number of at least {least:g}" if above is None else f"a number above {above:g}", value)
+        return float(value)
+
+    def whole(self, key: str, source: Any) -> int:
+        value = _get(source, key)
+        if not _is_number(value) or value != int(value) or value < 1:
+            self.fail(key, "a whole number of at least 1", value)
+        return int(value)
+
+    def head_dim(self) -> int:
+        """`head_dim`, the rotating part of a DeepSeek head, or hidden_size / num_attention_heads."""
+        for key in ("head_dim", "qk_rope_head_dim"):
+            if _get(self.config, key) is not None:
+                return self.whole(key, self.config)
+        return self.whole("hidden_size", self.config) // self.whole("num_attention_heads", self.config)
+
+    def factors(self, key: str, pairs: int) -> tuple[float, ...]:
+        found = self.values.get(key)
+        if not isinstance(found, list | tuple) or not all(_is_number(entry) and entry > 0 for entry in found):
+            self.fail(key, "a list of numbers above 0", found)
+        if len(found) != pairs:
+            self.fail(key, f"a list of {pairs} numbers (half the rotating features), not {len(found)}", found)
+        return tuple(map(float, found))
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _type_fields(read: _Reader, pairs: int) -> dict[str, Any]:
+    """The fields of `RopeParameters` that depend on the rope type."""
+    fields: dict[str, Any] = {}
+    if read.rope_type in ("llama3", "yarn", "longrope") and read.values.get(_ORIGINAL) is not None:
+        fields["original_max_position"] = original = read.whole(_ORIGINAL, read.values)
+    elif read.rope_type not in ("default", "linear"):  # dynamic: always
+        fields["original_max_position"] = original = read.whole("max_position_embeddings", read.config)
+    if read.rope_type == "longrope":
+        extension = max(1.0, read.whole("max_position_embeddings", read.config) / original)
+        fields["factor"] = factor = read.number("factor", least=1, default=extension)
+        fields |= {key: read.factors(key, pairs) for key in ("short_factor", "long_factor")}
+        # arXiv:2402.13753 as released with Phi-3 (`_compute_longrope_parameters`)
+        scaling = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 < original else 1.0
+        fields["attention_scaling"] = read.number("attention_factor", default=scaling)
+    elif read.rope_type != "default":
+        fields["factor"] = factor = read.number("factor", least=1)
+    if read.rope_type == "llama3":
+        fields["low_freq_factor"] = low = read.number("low_freq_factor", above=0)
+        fields["high_freq_factor"] = read.number("high_freq_factor", above=low)
+    elif read.rope_type == "yarn":
+        fields["beta_slow"] = slow = read.number("beta_slow", above=0, default=1.0)
+        fields["beta_fast"] = read.number("beta_fast", least=slow, default=32.0)
+        fields["truncate"] = truncate = read.values.get("truncate") in (None, True)
+        if not truncate and read.values["truncate"] is not False:
+            read.fail("truncate", "true or false", read.values["truncate"])
+        fields["attention_scaling"] = read.number("attention_factor", default=_yarn_scaling(read, factor))
+    return fields
+
+
+def _yarn_scaling(read: _Reader, factor: float) -> float:
+    """0.1 ln(factor) + 1 (YaRN, arXiv:2309.00071, section 3.4); DeepSeek puts mscale before the logarithm and divides
+    by the same with mscale_all_dim (`_compute_yarn_parameters`)."""
+    mscale, mscale_all = (read.number(key, default=0.0) for key in ("mscale", "mscale_all_dim"))
+    if not (mscale and mscale_all):
+        mscale, mscale_all = 1.0, 0.0
+    return (0.1 * mscale * math.log(factor) + 1.0) / (0.1 * mscale_all * math.log(factor) + 1.0)
+
+
+def covered_positions(parameters: RopeParameters | Iterable[RopeParameters], config: Any) -> int:
+    """How many positions the config's rope covers (the widest of several, one for each layer type).
+
+    Never less than what vLLM derives (`_get_and_verify_max_len`): the config's length, times `factor` for linear and
+    dynamic except in Gemma 3, whose length is scaled already. Equal to it but for yarn: there a config may keep the
+    unscaled length (Qwen2.5), and the rope is made for original * factor, which vLLM refuses unless overridden.
+    """
+    ropes = [parameters] if isinstance(parameters, RopeParameters) else list(parameters)
+    lengths = [length for key in _LENGTHS if (length := _get(config, key)) is not None]
+    if (preferred := _get(config, "model_max_length")) is not None:  # Cohere
+        lengths = [preferred]
+    if not lengths:
+        raise ValueError("max_position_embeddings must be in the config, but neither it nor another length is")
+    covered = [min(lengths)]
+    for rope in ropes:
+        if rope.rope_type == "yarn":
+            covered.append(rope.original_max_position * rope.factor)
+        elif rope.rope_type in ("linear", "dynamic") and "gemma3" not in (_get(config, "model_type") or ""):
+            covered.append(min(lengths) * rope.factor)
+    return int(max(covered))
+
+
+# At position 100,000, one unit in the last place of a float32 frequency turns the angle by up to 0.01. So transformers'
+# float32 is followed step by step, with position * frequency rounded, too: measured below position 131,072 (theta 1e6),
+# cos is then within 6e-8 of torch's; it is 4e-3 off with angles in float64, 9e-3 with frequencies in float64 as well.
+# Only functions are taken in float64 and rounded. Of torch's float32 powers 1.3 % differ from that by a unit (torch's
+# vectorized and scalar code differ as much from each other), of NumPy's 18 %; of its cosines 5 %, of NumPy's 16 %.
+
+
+def inverse_frequencies(parameters: RopeParameters, max_model_len: int) -> Array:
+    """Radians per position for each pair of features: float32 `[rotary_size / 2]`."""
+    p, theta = parameters, parameters.theta
+    if p.rope_type == "dynamic":  # NTK-aware base, `_compute_dynamic_ntk_parameters`
+        stretch = p.factor * max(max_model_len, p.original_max_position) / p.original_max_position - (p.factor - 1)
+        theta *= stretch ** (p.rotary_dim / (p.rotary_dim - 2))
+    exponents = (np.arange(0, p.rotary_dim, 2, dtype=np.float32) / np.float32(p.rotary_dim)).astype(np.float64)
+    powers: Array = np.power(np.float64(np.float32(theta)), exponents).astype(np.float32)
+    if p.rope_type == "longrope":  # a factor for each pair, arXiv:2402.13753
+        powers *= np.array(p.long_factor if max_model_len > p.original_max_position else p.short_factor, np.float32)
+    frequencies = np.float32(1) / powers
+    if p.rope_type == "linear":  # position interpolation, arXiv:2306.15595
+        frequencies /= np.float32(p.factor)
+    elif p.rope_type == "llama3":
+        frequencies = _llama3(frequencies, p)
+    elif p.rope_type == "yarn":
+        kept = _yarn_kept(p)
+        frequencies = 1 / (np.float32(p.factor) * powers) * (1 - kept) + frequencies * kept
+    return frequencies
+
+
+def _llama3(frequencies: Array, p: RopeParameters) -> Array:
+    """Llama 3.1 (`_compute_llama3_parameters`): long waves slow down by `factor`, short ones stay, a blend between.
+
+    torch divides a number by a tensor as reciprocal times number; hence the products with `1 / ...`.
+    """
+    lengths = 1 / frequencies * np.float32(2 * math.pi)
+    rotations = 1 / lengths * np.float32(p.original_max_position)
+    blend = (rotations - np.float32(p.low_freq_factor)) / np.float32(p.high_freq_factor - p.low_freq_factor)
+    slowed = frequencies / np.float32(p.factor)
+    blended = (1 - blend) * frequencies / np.float32(p.factor) + blend * frequencies
+    result = np.where(lengths < np.float32(p.original_max_position / p.high_freq_factor), frequencies, blended)
+    return np.where(lengths > np.float32(p.original_max_position / p.low_freq_factor), slowed, result)
+
+
+def _yarn_kept(p: RopeParameters) -> Array:
+    """The unscaled frequency's share in YaRN "by parts" (arXiv:2309.00071, section 3.2; `_compute_yarn_parameters`):
+    1 for pairs that turn `beta_fast` times within the original length, 0 for `beta_slow`, a linear ramp between."""
+    turns = (p.beta_fast, p.beta_slow)
+    waves = [math.log(p.original_max_position / (turn * 2 * math.pi)) / (2 * math.log(p.theta)) for turn in turns]
+    low, high = (p.rotary_dim * wave for wave in waves)
+    if p.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, p.rotary_dim - 1)
+    pair = np.arange((p.rotary_dim + 1) // 2, dtype=np.float32)
+    return 1 - np.clip((pair - np.float32(low)) / np.float32(high - low if high != low else 0.001), 0, 1)
+
+
+def cos_sin_table(parameters: RopeParameters, max_position: int, max_model_len: int | None = None) -> Array:
+    """cos | sin of positions 0 ... max_position - 1 with attention scaling: float32 `[max_position, rotary_size]`.
+
+    `max_model_len` is the longest sequence served (default: `max_position`); dynamic and longrope depend on it, see
+    the head of this file.
+    """
+    frequencies = inverse_frequencies(parameters, max_position if max_model_len is None else max_model_len)
+    table = np.empty((max_position, parameters.rotary_size), np.float32)
+    half, step = len(frequencies), 8192  # rows at a time, to bound the float64 intermediates
+    for first in range(0, max_position, step):
+        rows = table[first : first + step]
+        angles = (np.arange(first, first + len(rows), dtype=np.float32)[:, None] * frequencies).astype(np.float64)
+        rows[:, :half], rows[:, half:] = np.cos(angles), np.sin(angles)
+    table *= np.float32(parameters.attention_scaling)
+    return table

@@ -1,0 +1,24 @@
+"""Rotary position embedding (Su et al., 2021) of queries and keys."""
+
+from typing import Any
+
+from mindspore import Tensor, nn
+
+from vllm_ms_models import kernels
+from vllm_ms_models.layers.context import ModelContext
+from vllm_ms_models.layers.rope import RopeParameters, cos_sin_table
+
+
+class RotaryEmbedding(nn.Cell):
+    """One table of angles for all layers; `rope.py` knows the scaling types. Rotates in place."""
+
+    def __init__(self, config: Any, context: ModelContext, interleaved: bool = False) -> None:
+        super().__init__()
+        parameters = RopeParameters.from_config(config)
+        self.head_size = parameters.head_dim
+        self.interleaved = interleaved
+        self.kernels = kernels.get()
+        self.cos_sin = Tensor.from_numpy(cos_sin_table(parameters, context.max_model_len))
+
+    def construct(self, query: Tensor, key: Tensor, positions: Tensor) -> None:
+        self.kernels.rotary(query, key, positions, self.cos_sin, self.head_size, self.interleaved)

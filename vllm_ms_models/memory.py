@@ -1,0 +1,68 @@
+"""How much memory the KV cache gets on a CPU host, where the operating system and others need some too."""
+
+from dataclasses import dataclass
+
+GIB = 2**30
+
+# vLLM's own default of --gpu-memory-utilization: the user said nothing.
+DEFAULT_UTILIZATION = 0.92
+# What the cache takes then, unless one sequence needs more.
+DEFAULT_CACHE = 4 * GIB
+# Left for activations and the sampler.
+RESERVE = 1 * GIB
+
+
+class OutOfMemory(ValueError):
+    """The model or its cache does not fit; the message has the numbers."""
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes of this host (or container)."""
+
+    total: int
+    available: int
+
+
+def gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB"
+
+
+def check_weights(needed: int, host: HostMemory) -> None:
+    """OutOfMemory unless `needed` bytes of weights fit beside the reserve."""
+    if needed + RESERVE > host.available:
+        raise OutOfMemory(
+            f"The model's weights need {gib(needed)} and {gib(RESERVE)} for working space, but only "
+            f"{gib(host.available)} of this host's {gib(host.total)} memory is available; free memory, "
+            f"or serve a smaller or quantized model."
+        )
+
+
+def cache_size(
+    host: HostMemory, utilization: float, resident: int, one_sequence: int, most: int, requested: int | None
+) -> int:
+    """Bytes for the KV cache.
+
+    `resident` is what this process holds already, `one_sequence` the cache of one sequence of maximal length, `most`
+    that of as many such sequences as can run at once. `requested` (--kv-cache-memory-bytes) wins; otherwise it is
+    `utilization` of the host's memory less `resident`; at the default utilization DEFAULT_CACHE or one sequence.
+    OutOfMemory if that does not fit, or cannot hold one sequence.
+    """
+    free = host.available - RESERVE
+    if requested is not None:
+        if requested > free:
+            raise OutOfMemory(
+                f"--kv-cache-memory-bytes asks for {gib(requested)}, but only {gib(max(free, 0))} of this host's "
+                f"{gib(host.total)} memory is available; ask for less or free memory."
+            )
+        return requested
+    size = min(int(utilization * host.total) - resident, free, most)
+    if utilization == DEFAULT_UTILIZATION:
+        size = min(size, max(DEFAULT_CACHE, one_sequence))
+    if size < one_sequence:
+        raise OutOfMemory(
+            f"The KV cache of one sequence of --max-model-len tokens needs {gib(one_sequence)}, but only "
+            f"{gib(max(size, 0))} is left for it ({gib(host.available)} of {gib(host.total)} available, "
+            f"--gpu-memory-utilization {utilization}); lower --max-model-len or free memory."
+        )
+    return size

@@ -1,0 +1,141 @@
+"""What vLLM asks of a hardware platform: worker, attention backend, defaults; and what cannot be served is refused.
+
+Imported by every vLLM process, the command line included: no MindSpore here.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from vllm.platforms.cpu import CpuPlatform
+from vllm.platforms.interface import PlatformEnum
+
+from vllm_ms_models import registry, runtime
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+    from vllm.v1.attention.selector import AttentionSelectorConfig
+
+BLOCK_SIZE = 32  # tokens in a KV cache block, unless --block-size says otherwise
+
+os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # needs Triton
+
+
+class MindSporePlatform(CpuPlatform):
+    """Host tensors are torch's on the CPU; the model runs in MindSpore."""
+
+    _enum = PlatformEnum.OOT
+    device_name = "cpu"
+    device_type = "cpu"
+    dist_backend = "gloo"
+
+    @classmethod
+    def import_kernels(cls) -> None:
+        """vLLM's own kernels are not needed (and not in its device-less build)."""
+
+    @classmethod
+    def verify_model_arch(cls, model_arch: str) -> None:
+        registry.check(model_arch)
+
+    @classmethod
+    def check_and_update_config(cls, vllm_config: "VllmConfig") -> None:
+        """Refuse what cannot be served, then choose worker, load format and block size."""
+        if vllm_config.model_config is None:
+            return
+        runtime.require_mindspore()
+        runtime.device()
+        for problem in refusals(vllm_config):
+            raise ValueError(problem)
+        _choose(vllm_config)
+        # Forking a process in which MindSpore or a thread pool has started is not safe.
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        os.environ["LOCAL_WORLD_SIZE"] = str(vllm_config.parallel_config.tensor_parallel_size)
+
+    @classmethod
+    def update_block_size_for_backend(cls, vllm_config: "VllmConfig") -> None:
+        """Our kernels take any block size; `check_and_update_config` chose the default."""
+
+    @classmethod
+    def get_attn_backend_cls(
+        cls,
+        selected_backend: "AttentionBackendEnum",
+        attn_selector_config: "AttentionSelectorConfig",
+        num_heads: int | None = None,
+    ) -> str:
+        return "vllm_ms_models.bridge.attention_backend.MindSporeAttentionBackend"
+
+    @classmethod
+    def register_triton_kernel_overrides(cls) -> None:
+        from vllm_ms_models.bridge import triton_overrides
+
+        triton_overrides.register()
+
+    @classmethod
+    def is_sleep_mode_available(cls) -> bool:
+        return False
+
+
+def _choose(vllm_config: "VllmConfig") -> None:
+    from vllm.config import CompilationMode, CUDAGraphMode
+
+    from vllm_ms_models.bridge.loader import LOAD_FORMATS
+
+    if vllm_config.parallel_config.worker_cls == "auto":
+        vllm_config.parallel_config.worker_cls = "vllm_ms_models.worker.MindSporeWorker"
+    vllm_config.load_config.load_format = LOAD_FORMATS[vllm_config.load_config.load_format]
+    if not vllm_config.cache_config.user_specified_block_size:
+        vllm_config.cache_config.block_size = BLOCK_SIZE
+    if space := os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+        vllm_config.cache_config.kv_cache_memory_bytes = int(float(space) * 2**30)
+    vllm_config.scheduler_config.async_scheduling = False
+    compilation = vllm_config.compilation_config
+    compilation.mode = CompilationMode.NONE
+    compilation.cudagraph_mode = CUDAGraphMode.NONE
+    compilation.cudagraph_capture_sizes = []
+
+
+def refusals(vllm_config: "VllmConfig") -> Iterator[str]:
+    """One sentence for each thing asked for that this version does not do."""
+    from vllm_ms_models.bridge.loader import LOAD_FORMATS
+
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    for architecture in model.architectures:
+        registry.check(architecture)
+    if model.model_impl not in ("auto", "vllm"):
+        yield f"--model-impl {model.model_impl} runs a torch model; leave it at auto to use MindSpore's."
+    if model.runner_type != "generate":
+        yield f"--runner {model.runner_type} is not supported yet: only text generation is; use --runner generate."
+    if model.is_multimodal_model:
+        yield f"{model.architectures[0]} takes images or audio, which are not supported yet; serve a text model."
+    if model.quantization is not None:
+        yield f"The checkpoint is quantized ({model.quantization}), which is not supported yet; use one in bf16, fp16 or fp32."
+    if vllm_config.cache_config.cache_dtype not in ("auto", str(model.dtype).removeprefix("torch.")):
+        yield (
+            f"--kv-cache-dtype {vllm_config.cache_config.cache_dtype} is not supported: the cache has the model's "
+            f"dtype ({model.dtype}); use --kv-cache-dtype auto."
+        )
+    for flag, size in (
+        ("--tensor-parallel-size", parallel.tensor_parallel_size),
+        ("--pipeline-parallel-size", parallel.pipeline_parallel_size),
+        ("--data-parallel-size", parallel.data_parallel_size),
+        ("--decode-context-parallel-size", parallel.decode_context_parallel_size),
+        ("--prefill-context-parallel-size", parallel.prefill_context_parallel_size),
+    ):
+        if size > 1:
+            yield f"{flag} {size} is not supported yet; use 1."
+    for flag, value in (
+        ("--enable-lora", vllm_config.lora_config),
+        ("--speculative-config", vllm_config.speculative_config),
+        ("--kv-transfer-config", vllm_config.kv_transfer_config),
+        ("--enable-sleep-mode", model.enable_sleep_mode),
+        ("--enable-dbo", parallel.enable_dbo),
+        ("--enable-eplb", parallel.enable_eplb),
+    ):
+        if value:
+            yield f"{flag} is not supported yet; leave it out."
+    if vllm_config.load_config.load_format not in LOAD_FORMATS:
+        yield (
+            f"--load-format {vllm_config.load_config.load_format} is not supported: weights are read from safetensors; "
+            f"use auto, safetensors or dummy."
+        )

@@ -1,0 +1,120 @@
+"""How a linear stores its weight and multiplies by it: the one door through which quantization enters a model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from vllm_ms_models import kernels
+from vllm_ms_models.checkpoint.slots import Slot
+
+
+@dataclass(frozen=True)
+class Part:
+    """One checkpoint matrix of a (maybe fused) linear, and what this rank owns of it.
+
+    `name` is the module's name in the checkpoint, such as `model.layers.0.self_attn.q_proj`; `shape` the whole
+    matrix (out, in); `rows` and `columns` select this rank's part.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    rows: slice
+    columns: slice
+
+    @property
+    def out_features(self) -> int:
+        return self.rows.stop - self.rows.start
+
+    @property
+    def in_features(self) -> int:
+        return self.columns.stop - self.columns.start
+
+
+class LinearScheme(ABC):
+    """The weight of one linear. `parts` are stacked along the output; `bias` says whether the checkpoint has one.
+
+    A scheme creates storage in its constructor, says in `slots` what it reads from the checkpoint, and multiplies.
+    """
+
+    def __init__(self, parts: Sequence[Part], bias: bool, dtype: ms.Type) -> None:
+        self.parts = tuple(parts)
+        self.in_features = parts[0].in_features
+        self.sizes = tuple(part.out_features for part in parts)
+        self.dtype = dtype
+        self.bias = Tensor.from_numpy(np.zeros(sum(self.sizes), np.float32)) if bias else None
+
+    @abstractmethod
+    def slots(self) -> Iterator[Slot]:
+        """The checkpoint tensors that make up this weight."""
+
+    def finish(self) -> None:  # noqa: B027 (most schemes have nothing to do)
+        """Called once after loading."""
+
+    @abstractmethod
+    def multiply(self, x: Tensor, dtype: ms.Type | None = None) -> Tensor:
+        """`[tokens, in_features]` -> `[tokens, out_features]`, bias added, in `dtype` (default: that of `x`)."""
+
+    @abstractmethod
+    def multiply_split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """As `multiply`, one tensor for each part."""
+
+    def bias_slots(self) -> Iterator[Slot]:
+        """Slots of the parts' biases, kept in float32."""
+        if self.bias is None:
+            return
+        target = self.bias.asnumpy()  # shares memory with the tensor
+        first = 0
+        for part in self.parts:
+            view = target[first : first + part.out_features]
+            yield Slot(f"{part.name}.bias", part.shape[:1], _store(view), (part.rows,))
+            first += part.out_features
+
+
+def _store(target: np.ndarray):  # type: ignore[no-untyped-def]
+    def load(source: np.ndarray) -> None:
+        target[...] = source
+
+    return load
+
+
+class Float(LinearScheme):
+    """The weight as it is, in the model's dtype."""
+
+    def __init__(self, parts: Sequence[Part], bias: bool, dtype: ms.Type) -> None:
+        super().__init__(parts, bias, dtype)
+        self.kernels = kernels.get()
+        self.weight = self.kernels.new_weight(self.sizes, self.in_features, dtype)
+
+    def slots(self) -> Iterator[Slot]:
+        for index, part in enumerate(self.parts):
+
+            def load(source: np.ndarray, index: int = index) -> None:
+                self.kernels.load_rows(self.weight, index, 0, source)
+
+            yield Slot(f"{part.name}.weight", part.shape, load, (part.rows, part.columns))
+        yield from self.bias_slots()
+
+    def multiply(self, x: Tensor, dtype: ms.Type | None = None) -> Tensor:
+        return self.kernels.linear(x, self.weight, self.bias, dtype)
+
+    def multiply_split(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.kernels.linear_split(x, self.weight, self.bias)
+
+
+class Quantization(ABC):
+    """What a checkpoint says about the schemes of its modules."""
+
+    @abstractmethod
+    def linear(self, parts: Sequence[Part], bias: bool, dtype: ms.Type) -> LinearScheme:
+        """The scheme of the linear made of `parts`, by their exact names; ValueError naming a part if unknown."""
+
+
+class Unquantized(Quantization):
+    """Every linear in the model's dtype."""
+
+    def linear(self, parts: Sequence[Part], bias: bool, dtype: ms.Type) -> LinearScheme:
+        return Float(parts, bias, dtype)

@@ -1,0 +1,82 @@
+"""Which architecture is implemented where.
+
+Nothing is imported until an architecture is used: vLLM's processes ask for names far more often than for models.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TypeVar
+
+Model = TypeVar("Model", bound=type)
+
+ENTRY_POINT_GROUP = "vllm_ms_models.models"
+
+# Architecture (config.json's "architectures") -> the module whose import registers it.
+BUILT_IN = {
+    "LlamaForCausalLM": "vllm_ms_models.llama.model",
+    "MistralForCausalLM": "vllm_ms_models.llama.model",
+    "Qwen2ForCausalLM": "vllm_ms_models.qwen2.model",
+}
+
+_classes: dict[str, type] = {}
+
+
+class UnsupportedArchitecture(ValueError):
+    """No model of that architecture is known."""
+
+
+def register_model(*architectures: str) -> Callable[[Model], Model]:
+    """Class decorator: this Cell implements `architectures`.
+
+    A package outside this one also names the class in an entry point, so that it is found without being imported:
+
+        [project.entry-points."vllm_ms_models.models"]
+        MyForCausalLM = "my_package.model:MyForCausalLM"
+    """
+
+    def register(cls: Model) -> Model:
+        for architecture in architectures:
+            known = _classes.setdefault(architecture, cls)
+            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(
+                    f"Architecture {architecture} is registered twice: by {known.__module__}.{known.__qualname__} "
+                    f"and by {cls.__module__}.{cls.__qualname__}; uninstall or rename one of them."
+                )
+        return cls
+
+    return register
+
+
+def _third_party() -> dict[str, str]:
+    """Architecture -> module, from the entry points of installed packages."""
+    return {point.name: point.module for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def architectures() -> list[str]:
+    """Every architecture that can be served, sorted; imports no model."""
+    return sorted({*BUILT_IN, *_third_party(), *_classes})
+
+
+def check(architecture: str) -> None:
+    """Raise UnsupportedArchitecture, listing the supported ones, unless `architecture` is known."""
+    known = architectures()
+    if architecture not in known:
+        raise UnsupportedArchitecture(
+            f"Architecture {architecture} has no MindSpore implementation here; supported are {', '.join(known)}. "
+            f"Another package can add one through the entry-point group {ENTRY_POINT_GROUP}."
+        )
+
+
+def lookup(architecture: str) -> type:
+    """The Cell class of `architecture`, importing its module if need be."""
+    check(architecture)
+    if architecture not in _classes:
+        module = BUILT_IN.get(architecture) or _third_party()[architecture]
+        import_module(module)
+        if architecture not in _classes:
+            raise UnsupportedArchitecture(
+                f"{module} is named for {architecture} but registers no class for it: "
+                f'decorate the class with @register_model("{architecture}").'
+            )
+    return _classes[architecture]

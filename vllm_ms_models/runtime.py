@@ -1,0 +1,59 @@
+"""Starting MindSpore in this process: device, kernels, and the one line that says which."""
+
+import logging
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from vllm_ms_models import compat
+
+MINDSPORE_VERSION = "2.10.0"
+
+logger = logging.getLogger("vllm_ms_models")
+
+
+def require_mindspore() -> None:
+    """ImportError in one sentence unless the MindSpore we are made for is installed (it is not imported)."""
+    try:
+        found = version("mindspore")
+    except PackageNotFoundError:
+        raise ImportError(
+            f"MindSpore is not installed in this environment; run `pip install mindspore=={MINDSPORE_VERSION}`."
+        ) from None
+    if found != MINDSPORE_VERSION:
+        raise ImportError(
+            f"MindSpore {found} is installed but vllm-ms-models is made for {MINDSPORE_VERSION}; "
+            f"run `pip install mindspore=={MINDSPORE_VERSION}`."
+        )
+
+
+def device() -> str:
+    """`VLLM_MS_DEVICE` (auto, cpu or ascend) resolved to "cpu"; ValueError for what this host cannot do."""
+    wanted = os.environ.get("VLLM_MS_DEVICE", "auto").lower()
+    if wanted not in ("auto", "cpu", "ascend"):
+        raise ValueError(f"VLLM_MS_DEVICE={wanted} is not a device; set it to auto, cpu or ascend.")
+    if wanted == "ascend":
+        present = any(Path("/dev").glob("davinci[0-9]*"))
+        raise ValueError(
+            "VLLM_MS_DEVICE=ascend: "
+            + ("the Ascend back end is not part of this version" if present else "this host has no Ascend device")
+            + "; set VLLM_MS_DEVICE=cpu to serve from the CPU."
+        )
+    return "cpu"
+
+
+def start(dtype: str) -> None:
+    """Set MindSpore up in this process, choose the kernels and log one line. `dtype` is only reported."""
+    require_mindspore()
+    target = device()
+    import mindspore as ms
+
+    ms.set_device(target.upper())
+    ms.runtime.launch_blocking()  # direct kernel calls must never race with queued operators
+    compat.absorb_numpy_warning()
+    from vllm_ms_models import kernels
+
+    kernels.use(kernels.choose(target))
+    logger.info(
+        "MindSpore %s on %s, kernels: %s, dtype: %s", ms.__version__, target, kernels.get().describe(), dtype
+    )

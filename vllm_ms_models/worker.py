@@ -1,0 +1,68 @@
+"""The worker: one process (or the engine's own) that holds a model and runs its steps."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import NoReturn
+
+import psutil
+import torch
+from vllm.platforms import current_platform
+from vllm.utils.cpu_resource_utils import get_memory_node_info
+from vllm.utils.gc_utils import freeze_gc_heap
+from vllm.utils.torch_utils import set_random_seed
+from vllm.v1.worker.gpu_worker import Worker, init_worker_distributed_environment
+from vllm.v1.worker.worker_base import CompilationTimes
+
+from vllm_ms_models import memory, runtime
+from vllm_ms_models.model_runner import MindSporeModelRunner
+
+
+def host_memory() -> memory.HostMemory:
+    """Of the host, or of the container where that is less."""
+    info = get_memory_node_info()
+    return memory.HostMemory(info.total_memory, info.available_memory)
+
+
+class MindSporeWorker(Worker):
+    """Overrides what vLLM's GPU worker does with CUDA; everything else is inherited."""
+
+    def init_device(self) -> None:
+        self.device = torch.device("cpu")
+        runtime.start(str(self.model_config.dtype).removeprefix("torch."))
+        init_worker_distributed_environment(
+            self.vllm_config, self.rank, self.distributed_init_method, self.local_rank, current_platform.dist_backend
+        )
+        set_random_seed(self.model_config.seed)
+        self._init_workspace_and_model_runner()
+
+    def _make_model_runner(self) -> MindSporeModelRunner:
+        return MindSporeModelRunner(self.vllm_config, self.device)
+
+    def _maybe_get_memory_pool_context(self, tag: str) -> AbstractContextManager[None]:
+        return nullcontext()  # sleep-mode pools are for CUDA
+
+    def determine_available_memory(self) -> int:
+        """Bytes for the KV cache; there is nothing to profile, the kernels' working space is small and bounded."""
+        specs = self.model_runner.get_kv_cache_spec().values()
+        one_sequence = sum(spec.max_memory_usage_bytes(self.vllm_config) for spec in specs)
+        size = memory.cache_size(
+            host_memory(),
+            self.cache_config.gpu_memory_utilization,
+            psutil.Process().memory_info().rss,
+            one_sequence,
+            one_sequence * self.scheduler_config.max_num_seqs,
+            self.cache_config.kv_cache_memory_bytes,
+        )
+        self.available_kv_cache_memory_bytes = size
+        return size
+
+    def compile_or_warm_up_model(self) -> CompilationTimes:
+        """Nothing is compiled here; the seed is reset as vLLM does after its warm-up."""
+        set_random_seed(self.model_config.seed, self.parallel_config.data_parallel_index)
+        freeze_gc_heap()
+        return CompilationTimes(language_model=0.0, encoder=0.0)
+
+    def sleep(self, level: int = 1) -> NoReturn:
+        raise NotImplementedError("Sleep mode needs a device with memory of its own; stop the server instead.")
+
+    def wake_up(self, tags: list[str] | None = None) -> NoReturn:
+        raise NotImplementedError("Sleep mode needs a device with memory of its own; stop the server instead.")
