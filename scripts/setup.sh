@@ -56,35 +56,37 @@ END
 supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; }
 
 find_python() {
-  local candidate
-  for candidate in ${PYTHON:-python3.11 python3.12 python3 python}; do
+  local candidate candidates=(python3.11 python3.12 python3 python)
+  [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+  for candidate in "${candidates[@]}"; do
     supported "$candidate" && say "$candidate" && return
   done
   fail "no Python 3.11 or 3.12 found${PYTHON:+ at $PYTHON}; install one (Debian, Ubuntu: apt install python3.11" \
-    "python3.11-venv python3.11-dev) or name it: PYTHON=/path/to/python3.11 $0"
+    "python3.11-venv python3.11-dev) or name it: PYTHON=/path/to/python3.11"
 }
 
-# The state of a set-up: what it was made from. `done_already test` asks whether the extra `test` is there.
-key() { cat pyproject.toml scripts/setup.sh | cksum; }
-done_already() { [ "$(cat "$state/$1" 2>/dev/null)" = "$(key)" ]; }
-mark_done() { key >"$state/$1"; }
+# What a finished set-up was made from, kept per extra: `done_already test` asks whether the extra `test` is there.
+key() { cat pyproject.toml scripts/setup.sh | sha256sum; }
+done_already() { [ "$(cat "$state/done-$1" 2>/dev/null)" = "$(key)" ]; }
+mark_done() { key >"$state/done-$1"; }
 
 make_venv() {
-  local base recorded free_gb
-  if [ -e "$venv" ] && "$python" -m pip --version >/dev/null 2>&1; then
+  local base made_for free_gb
+  if "$python" -m pip --version >/dev/null 2>&1; then
     supported "$python" || fail "the Python in .venv is neither 3.11 nor 3.12; remove it and try again: rm -rf .venv"
-    recorded=$(sed -n 's/^command = .* -m venv .*\(\/.*\)$/\1/p' "$venv/pyvenv.cfg" | head -n 1)
-    recorded=$(sed -n 's/^command = .* -m venv \(.* \)\?//p' "$venv/pyvenv.cfg")
-    [ -z "$recorded" ] || [ "$recorded" -ef "$venv" ] ||
-      fail ".venv was made for another folder ($recorded); remove it and try again: rm -rf .venv"
+    made_for=$(sed -n 's|^command = .* -m venv [^/]*||p' "$venv/pyvenv.cfg")
+    [ -z "$made_for" ] || [ "$made_for" -ef "$venv" ] ||
+      fail ".venv was made in another folder, $made_for, and cannot be moved; remove it and try again: rm -rf .venv"
   else
+    [ ! -e "$venv" ] || [ -d "$state" ] || fail "the .venv here has no working pip; remove it and try again: rm -rf .venv"
     base=$(find_python)
     free_gb=$(($(df -Pk . | awk 'NR == 2 { print $4 }') / 1048576))
     [ "$free_gb" -ge "$NEEDED_GB" ] || fail "$free_gb GB free in $root, $NEEDED_GB GB needed; make room and try again"
-    mkdir -p "$venv"
-    logged "could not create .venv; on Debian and Ubuntu: apt install python3-venv" "$base" -m venv --clear "$venv"
+    rm -rf "$venv" && mkdir -p "$state"
+    logged "could not create .venv; on Debian and Ubuntu: apt install python3-venv" "$base" -m venv "$venv"
   fi
   mkdir -p "$state"
+  pip_install "could not upgrade pip; check the network, then run this again" "pip>=25"
 }
 
 # What an interrupted pip leaves: a package that looks installed but has no list of its files.
@@ -99,17 +101,16 @@ drop_half_installed() {
 install_torch() {
   local index=()
   [ -z "${TORCH_INDEX_URL:-}" ] || index=(--extra-index-url "$TORCH_INDEX_URL")
-  pip_install "could not install pip" --upgrade "pip>=25"
-  # setuptools and what follows: what vLLM's build imports. vLLM itself wants setuptools < 81 on Python 3.12.
-  pip_install "could not install torch $TORCH; check the network, then run this again" "${index[@]}" \
-    "torch==$TORCH" "setuptools>=78.1.1,<81" "setuptools-scm>=8" "setuptools-rust>=1.9" "packaging>=24.2" wheel jinja2
+  pip_install "could not install torch $TORCH; check the network, then run this again" "${index[@]}" "torch==$TORCH"
 }
 
 # Built from the source distribution without device code; the wheel on package indexes is the CUDA build.
-# Without isolation the build uses the torch of .venv instead of installing another. CARGO=false leaves out an optional
-# Rust front end, which takes long to compile.
+# Without isolation the build uses the torch of .venv instead of installing a second one. CARGO=false leaves out an
+# optional front end in Rust, which takes long to compile.
 build_vllm() {
   compgen -G "$state/vllm-$VLLM-*.whl" >/dev/null && return
+  pip_install "could not install what building vLLM takes; check the network, then run this again" \
+    "setuptools>=78.1.1,<81" "setuptools-scm>=8" "setuptools-rust>=1.9" "packaging>=24.2" wheel jinja2
   logged "could not build vLLM $VLLM; check the network, then run this again" \
     env VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE="$VLLM" CARGO=false \
     "$python" -m pip wheel --disable-pip-version-check --progress-bar off --no-deps --no-build-isolation \
@@ -169,5 +170,6 @@ main() {
   say "set-up done in $SECONDS s"
 }
 
-exec 9<"${BASH_SOURCE[0]##*/}" 2>/dev/null || exec 9<scripts/setup.sh
+exec 9<scripts/setup.sh
+flock 9 # one set-up at a time
 main "$@"

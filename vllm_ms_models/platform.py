@@ -3,6 +3,7 @@
 Imported by every vLLM process, the command line included: no MindSpore here.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
     from vllm.v1.attention.selector import AttentionSelectorConfig
+
+logger = logging.getLogger("vllm.ms_models")
 
 BLOCK_SIZE = 32  # tokens in a KV cache block, unless --block-size says otherwise
 
@@ -70,6 +73,18 @@ class MindSporePlatform(CpuPlatform):
         from vllm_ms_models.bridge import triton_overrides
 
         triton_overrides.register()
+
+    @classmethod
+    def validate_environ(cls, hard_fail: bool) -> None:
+        """As vLLM's, but our own variables are known."""
+        from vllm import envs
+
+        for name in os.environ:
+            if name.startswith("VLLM_") and name not in envs.environment_variables and name not in runtime.ENVIRONMENT:
+                message = f"Unknown environment variable {name}; vLLM and vllm-ms-models do not read it."
+                if hard_fail:
+                    raise ValueError(message)
+                logger.warning(message)
 
     @classmethod
     def is_sleep_mode_available(cls) -> bool:

@@ -9,7 +9,15 @@ from vllm_ms_models import compat
 
 MINDSPORE_VERSION = "2.10.0"
 
-logger = logging.getLogger("vllm_ms_models")
+# Every environment variable that this package reads.
+ENVIRONMENT = (
+    "VLLM_MS_CACHE_DIR",  # where compiled kernels are kept (default: ~/.cache/vllm_ms_models)
+    "VLLM_MS_DEVICE",  # auto, cpu or ascend
+    "VLLM_MS_ISA",  # avx512_bf16, avx512, avx2 or portable (default: the best that this CPU has)
+    "VLLM_MS_KERNELS",  # auto, cpp or reference
+)
+
+logger = logging.getLogger("vllm.ms_models")  # a child of vLLM's, so that it shares its handlers
 
 
 def require_mindspore() -> None:

@@ -31,17 +31,28 @@ from vllm_ms_models.layers.rope import RopeParameters, cos_sin_table, covered_po
 UNIT = 2.0**-23  # of float32
 LONGEST = 131072
 
-LLAMA_SIZES = {"hidden_size": 4096, "num_attention_heads": 32}
-PHI3_SIZES = {"hidden_size": 3072, "num_attention_heads": 32, "max_position_embeddings": 131072}
-LONGROPE = {
+LLAMA_SIZES: dict[str, Any] = {"hidden_size": 4096, "num_attention_heads": 32}
+PHI3_SIZES: dict[str, Any] = {"hidden_size": 3072, "num_attention_heads": 32, "max_position_embeddings": 131072}
+LONGROPE: dict[str, Any] = {
     "type": "longrope",
     "short_factor": [1.0 + 0.04 * i for i in range(48)],
     "long_factor": [1.0 + 0.03 * i * i for i in range(48)],
 }
-LLAMA31 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-DEEPSEEK = {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 4096}
-DEEPSEEK_SIZES = {"qk_rope_head_dim": 64, "max_position_embeddings": 163840, "rope_theta": 10000}
-TYPES = {  # the entries of a valid rope of each type, for head_dim 128
+LLAMA31: dict[str, Any] = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+DEEPSEEK: dict[str, Any] = {
+    "type": "yarn",
+    "factor": 40,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "original_max_position_embeddings": 4096,
+}
+DEEPSEEK_SIZES: dict[str, Any] = {"qk_rope_head_dim": 64, "max_position_embeddings": 163840, "rope_theta": 10000}
+TYPES: dict[str, dict[str, Any]] = {  # the entries of a valid rope of each type, for head_dim 128
     "default": {},
     "linear": {"factor": 4.0},
     "dynamic": {"factor": 2.0},
@@ -51,7 +62,7 @@ TYPES = {  # the entries of a valid rope of each type, for head_dim 128
 }
 
 # name: (config class, rotary module, config.json entries as published, max_model_len)
-REAL = {
+REAL: dict[str, tuple[Any, Any, dict[str, Any], int]] = {
     "Llama 2": (LlamaConfig, LlamaRotaryEmbedding, LLAMA_SIZES | {"max_position_embeddings": 4096}, 4096),
     "Llama 2, linear (LongChat)": (
         LlamaConfig,
@@ -308,7 +319,7 @@ def test_rows_do_not_depend_on_how_many_there_are(rows: int) -> None:
     assert table.shape == (rows, 128) and table.flags.c_contiguous
     assert np.array_equal(table, longer[:rows])
     if rows:  # attention scaling is part of the table
-        assert np.array_equal(table[0], np.float32([0.1 * np.log(4) + 1] * 64 + [0] * 64))
+        assert np.array_equal(table[0], np.array([0.1 * np.log(4) + 1] * 64 + [0] * 64, np.float32))
 
 
 NESTED = {

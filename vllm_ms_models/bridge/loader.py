@@ -1,11 +1,10 @@
 """vLLM load formats that fill a shell's Cell: from safetensors, or with random values."""
 
+import logging
 import os
-
 
 import torch
 from vllm.config import ModelConfig
-from vllm.logger import init_logger
 from vllm.model_executor.model_loader import BaseModelLoader
 from vllm.model_executor.model_loader.weight_utils import (
     download_weights_from_hf,
@@ -14,7 +13,7 @@ from vllm.model_executor.model_loader.weight_utils import (
 
 from vllm_ms_models.bridge.model import CausalLMShell
 
-logger = init_logger(__name__)
+logger = logging.getLogger("vllm.ms_models")
 
 # vLLM's load formats that mean "the safetensors of a Hugging Face folder", and ours.
 LOAD_FORMATS = {

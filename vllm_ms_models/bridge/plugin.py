@@ -27,3 +27,4 @@ def register() -> None:
         ModelRegistry.register_model(architecture, shell(architecture))
     register_model_loader("mindspore")(SafetensorsLoader)
     register_model_loader("mindspore_dummy")(DummyLoader)
+

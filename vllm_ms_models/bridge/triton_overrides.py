@@ -1,5 +1,7 @@
 """CPU versions of the Triton kernels that vLLM's runner launches, given to vLLM's own override registry."""
 
+import warnings
+
 import torch
 from vllm.triton_utils.dispatcher import register_kernels
 
@@ -35,4 +37,6 @@ def compute_slot_mapping(
 
 def register() -> None:
     """Called by vLLM while it builds a model runner, before any launch."""
-    register_kernels({"vllm.v1.worker.block_table.ComputeSlotMappingKernel.kernel": compute_slot_mapping})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # it looks at every attribute of every module
+        register_kernels({"vllm.v1.worker.block_table.ComputeSlotMappingKernel.kernel": compute_slot_mapping})

@@ -5,7 +5,7 @@ import os
 
 from vllm_ms_models.kernels.interface import Kernels, PagedSequences, Weight
 
-logger = logging.getLogger("vllm_ms_models")
+logger = logging.getLogger("vllm.ms_models")  # a child of vLLM's, so that it shares its handlers
 
 _active: Kernels | None = None
 

@@ -1,11 +1,12 @@
 """The reference back end: what each kernel means, in plain MindSpore operators, and what serves without a compiler.
 
-Everything is computed in float32: operands are widened on the way in, results rounded once on the way out. It runs on
-CPU and expects blocking launches (`mindspore.runtime.launch_blocking`): no CPU operator of MindSpore writes into a part
-of a tensor in every activation dtype, so what happens in place goes through the tensor's own memory (`_memory`).
+All arithmetic is MindSpore's, in float32: operands are widened on the way in, results rounded once on the way out.
+What only moves or converts values (a part of a weight, rows of an embedding, pages of a cache) goes through the memory
+of the tensors (`_memory`): on CPU no operator writes into a part of a tensor in every activation dtype, and reading
+bfloat16 as other bits copies the whole tensor. Hence CPU only, with blocking launches
+(`mindspore.runtime.launch_blocking`).
 """
 
-import ctypes
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -26,8 +27,21 @@ _SCORE_CHUNK = 1 << 24  # attention scores at a time: 64 MB
 _MASKED = -3.0e38  # a score no other can be below; its exponential is 0 even after the maximum was subtracted
 
 
+class _Buffer:
+    """NumPy's view of a tensor's memory as integers; the array made of it keeps the tensor alive."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (tensor.data_ptr(), False),
+            "shape": tensor.shape,
+            "typestr": f"=u{tensor.itemsize}",
+        }
+
+
 def _memory(tensor: Tensor) -> np.ndarray:
-    """The memory of a contiguous CPU tensor as a writable array. Valid only as long as `tensor` is kept alive."""
+    """The memory of a contiguous CPU tensor as a writable array."""
     dtype = _NUMPY.get(tensor.dtype)
     if dtype is None:
         raise ValueError(f"expected a float32, float16 or bfloat16 tensor, got {tensor.dtype}")
@@ -35,8 +49,7 @@ def _memory(tensor: Tensor) -> np.ndarray:
         raise ValueError(f"expected a contiguous tensor, got strides {tensor.stride()} for shape {tensor.shape}")
     if 0 in tensor.shape:
         return np.empty(tensor.shape, dtype)
-    buffer = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
-    return np.frombuffer(buffer, dtype).reshape(tensor.shape)
+    return np.asarray(_Buffer(tensor)).view(dtype)
 
 
 def _cast(x: Tensor, dtype: Any) -> Tensor:
@@ -145,20 +158,14 @@ class ReferenceKernels(Kernels):
             yield rows
 
     def embedding(self, ids: Tensor, weight: Weight, first_row: int = 0) -> Tensor:
-        if ids.shape[0] == 0:
-            return mint.empty((0, weight.in_features), dtype=weight.dtype)
-        rows = ids.astype(mstype.int64) - first_row
-        known = ops.logical_and(rows >= 0, rows < weight.out_features)
-        rows = ops.clamp(rows, 0, weight.out_features - 1)
-        values = _float32(self._take(weight.data, rows))
-        return _cast(ops.where(known.reshape(-1, 1), values, 0.0), weight.dtype)
-
-    @staticmethod
-    def _take(tensor: Tensor, rows: Tensor) -> Tensor:
-        """`tensor[rows]`; bfloat16, which Gather does not know, as the integers of the same bits."""
-        if tensor.dtype == mstype.bfloat16:
-            return ops.gather(tensor.view(mstype.int16), rows, 0).view(mstype.bfloat16)
-        return ops.gather(tensor, rows, 0)
+        result = mint.empty((ids.shape[0], weight.in_features), dtype=weight.dtype)
+        if ids.shape[0] > 0:
+            rows = ids.asnumpy() - first_row
+            known = (rows >= 0) & (rows < weight.out_features)
+            memory = _memory(result)
+            memory[~known] = 0
+            memory[known] = _memory(weight.data)[rows[known]]
+        return result
 
     # --- elementwise -------------------------------------------------------------------------------------------
 
@@ -282,15 +289,15 @@ class ReferenceKernels(Kernels):
                 _copy(memory[first:last], _memory(rows.contiguous()))
         return result
 
-    def _gather(self, cache: Tensor, table: np.ndarray, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def _gather(cache: Tensor, table: np.ndarray, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Keys and values of positions `start` to `stop` in float32, `[kv_heads, positions, head_size]` each."""
         _, _, heads, block_size, head_size = cache.shape
         first = start // block_size
-        blocks = Tensor(table[first : -(-stop // block_size)].astype(np.int32))
-        pages = _float32(self._take(cache, blocks))
-        pages = ops.transpose(pages, (1, 2, 0, 3, 4)).reshape(2, heads, -1, head_size)
-        pages = pages[:, :, start - first * block_size : stop - first * block_size].contiguous()
-        return pages[0], pages[1]
+        pages = _memory(cache)[table[first : -(-stop // block_size)]]
+        rows = pages.transpose(1, 2, 0, 3, 4).reshape(2, heads, -1, head_size)
+        keys, values = rows[:, :, start - first * block_size : stop - first * block_size].astype(np.float32)
+        return Tensor(keys), Tensor(values)
 
     def _attend(
         self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, soft_cap: float | None

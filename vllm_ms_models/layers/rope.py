@@ -13,14 +13,14 @@ which sequences share, keys are not rotated anew, so the choice falls once, by `
   `Phi3LongRoPEScaledRotaryEmbedding`. Equal to transformers for prompts longer than `original`; a shorter one has the
   short frequencies there.
 
-The other types are the same at every length. Attention scaling is that of transformers in all cases; vLLM's differs
-for a longrope config that sets `factor` or `attention_factor`, which vLLM does not read.
+Other types are the same at every length. Attention scaling is always that of transformers; vLLM's differs for a
+longrope config that sets `factor` or `attention_factor`, which vLLM does not read.
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NamedTuple, NoReturn, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,8 +116,8 @@ def _rope_values(config: Any, layer_type: str | None) -> dict[str, Any]:
 
 def _rope_type(values: Mapping[str, Any]) -> str:
     """`rope_type` or, in older configs, `type`; "su" is the first name of longrope."""
-    names = [name for name in (values.get("rope_type"), values.get("type")) if name is not None] or ["default"]
-    names = ["longrope" if name == "su" else name for name in names]
+    found = [values[key] for key in ("rope_type", "type") if values.get(key) is not None] or ["default"]
+    names = ["longrope" if name == "su" else name for name in found]
     if names[0] != names[-1]:
         raise ValueError(f"rope_type and type must agree, but the config has {names[0]!r} and {names[-1]!r}")
     if names[0] not in SUPPORTED:
@@ -125,8 +125,7 @@ def _rope_type(values: Mapping[str, Any]) -> str:
     return str(names[0])
 
 
-@dataclass(frozen=True)
-class _Reader:
+class _Reader(NamedTuple):
     """Typed access to a rope's `values` and to the `config` around them; every complaint is one sentence."""
 
     rope_type: str
@@ -206,9 +205,8 @@ def _type_fields(read: _Reader, pairs: int) -> dict[str, Any]:
 def _yarn_scaling(read: _Reader, factor: float) -> float:
     """0.1 ln(factor) + 1 (YaRN, arXiv:2309.00071, section 3.4); DeepSeek puts mscale before the logarithm and divides
     by the same with mscale_all_dim (`_compute_yarn_parameters`)."""
-    mscale, mscale_all = (read.number(key, default=0.0) for key in ("mscale", "mscale_all_dim"))
-    if not (mscale and mscale_all):
-        mscale, mscale_all = 1.0, 0.0
+    both = tuple(read.number(key, default=0.0) for key in ("mscale", "mscale_all_dim"))
+    mscale, mscale_all = both if all(both) else (1.0, 0.0)
     return (0.1 * mscale * math.log(factor) + 1.0) / (0.1 * mscale_all * math.log(factor) + 1.0)
 
 
@@ -219,14 +217,13 @@ def covered_positions(parameters: RopeParameters | Iterable[RopeParameters], con
     dynamic except in Gemma 3, whose length is scaled already. Equal to it but for yarn: there a config may keep the
     unscaled length (Qwen2.5), and the rope is made for original * factor, which vLLM refuses unless overridden.
     """
-    ropes = [parameters] if isinstance(parameters, RopeParameters) else list(parameters)
     lengths = [length for key in _LENGTHS if (length := _get(config, key)) is not None]
     if (preferred := _get(config, "model_max_length")) is not None:  # Cohere
         lengths = [preferred]
     if not lengths:
         raise ValueError("max_position_embeddings must be in the config, but neither it nor another length is")
     covered = [min(lengths)]
-    for rope in ropes:
+    for rope in [parameters] if isinstance(parameters, RopeParameters) else parameters:
         if rope.rope_type == "yarn":
             covered.append(rope.original_max_position * rope.factor)
         elif rope.rope_type in ("linear", "dynamic") and "gemma3" not in (_get(config, "model_type") or ""):
@@ -234,11 +231,11 @@ def covered_positions(parameters: RopeParameters | Iterable[RopeParameters], con
     return int(max(covered))
 
 
-# At position 100,000, one unit in the last place of a float32 frequency turns the angle by up to 0.01. So transformers'
+# At position 100,000, one unit in the last place of a float32 frequency turns the angle by 0.006. So transformers'
 # float32 is followed step by step, with position * frequency rounded, too: measured below position 131,072 (theta 1e6),
 # cos is then within 6e-8 of torch's; it is 4e-3 off with angles in float64, 9e-3 with frequencies in float64 as well.
 # Only functions are taken in float64 and rounded. Of torch's float32 powers 1.3 % differ from that by a unit (torch's
-# vectorized and scalar code differ as much from each other), of NumPy's 18 %; of its cosines 5 %, of NumPy's 16 %.
+# vectorized and scalar code differ as much from each other) and 18 % from NumPy's; of its cosines, 5 % and 16 %.
 
 
 def inverse_frequencies(parameters: RopeParameters, max_model_len: int) -> Array:
@@ -264,9 +261,7 @@ def inverse_frequencies(parameters: RopeParameters, max_model_len: int) -> Array
 
 def _llama3(frequencies: Array, p: RopeParameters) -> Array:
     """Llama 3.1 (`_compute_llama3_parameters`): long waves slow down by `factor`, short ones stay, a blend between.
-
-    torch divides a number by a tensor as reciprocal times number; hence the products with `1 / ...`.
-    """
+    torch divides a number by a tensor as reciprocal times number; hence the products with `1 / ...`."""
     lengths = 1 / frequencies * np.float32(2 * math.pi)
     rotations = 1 / lengths * np.float32(p.original_max_position)
     blend = (rotations - np.float32(p.low_freq_factor)) / np.float32(p.high_freq_factor - p.low_freq_factor)
@@ -279,9 +274,8 @@ def _llama3(frequencies: Array, p: RopeParameters) -> Array:
 def _yarn_kept(p: RopeParameters) -> Array:
     """The unscaled frequency's share in YaRN "by parts" (arXiv:2309.00071, section 3.2; `_compute_yarn_parameters`):
     1 for pairs that turn `beta_fast` times within the original length, 0 for `beta_slow`, a linear ramp between."""
-    turns = (p.beta_fast, p.beta_slow)
-    waves = [math.log(p.original_max_position / (turn * 2 * math.pi)) / (2 * math.log(p.theta)) for turn in turns]
-    low, high = (p.rotary_dim * wave for wave in waves)
+    ends = [p.original_max_position / (turns * 2 * math.pi) for turns in (p.beta_fast, p.beta_slow)]
+    low, high = (p.rotary_dim * math.log(end) / (2 * math.log(p.theta)) for end in ends)
     if p.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, p.rotary_dim - 1)
@@ -292,8 +286,7 @@ def _yarn_kept(p: RopeParameters) -> Array:
 def cos_sin_table(parameters: RopeParameters, max_position: int, max_model_len: int | None = None) -> Array:
     """cos | sin of positions 0 ... max_position - 1 with attention scaling: float32 `[max_position, rotary_size]`.
 
-    `max_model_len` is the longest sequence served (default: `max_position`); dynamic and longrope depend on it, see
-    the head of this file.
+    `max_model_len` (default: `max_position`) is the longest sequence served: see the head of this file.
     """
     frequencies = inverse_frequencies(parameters, max_position if max_model_len is None else max_model_len)
     table = np.empty((max_position, parameters.rotary_size), np.float32)
@@ -302,5 +295,4 @@ def cos_sin_table(parameters: RopeParameters, max_position: int, max_model_len: 
         rows = table[first : first + step]
         angles = (np.arange(first, first + len(rows), dtype=np.float32)[:, None] * frequencies).astype(np.float64)
         rows[:, :half], rows[:, half:] = np.cos(angles), np.sin(angles)
-    table *= np.float32(parameters.attention_scaling)
-    return table
+    return np.multiply(table, np.float32(parameters.attention_scaling), out=table)

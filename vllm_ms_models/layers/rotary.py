@@ -6,7 +6,7 @@ from mindspore import Tensor, nn
 
 from vllm_ms_models import kernels
 from vllm_ms_models.layers.context import ModelContext
-from vllm_ms_models.layers.rope import RopeParameters, cos_sin_table
+from vllm_ms_models.layers.rope import RopeParameters, cos_sin_table, covered_positions
 
 
 class RotaryEmbedding(nn.Cell):
@@ -15,6 +15,12 @@ class RotaryEmbedding(nn.Cell):
     def __init__(self, config: Any, context: ModelContext, interleaved: bool = False) -> None:
         super().__init__()
         parameters = RopeParameters.from_config(config)
+        covered = covered_positions(parameters, config)
+        if context.max_model_len > covered:
+            raise ValueError(
+                f"--max-model-len {context.max_model_len} is beyond the {covered} positions that the model's rotary "
+                f"embedding ({parameters.rope_type}) covers; use {covered} or less."
+            )
         self.head_size = parameters.head_dim
         self.interleaved = interleaved
         self.kernels = kernels.get()

@@ -1,0 +1,254 @@
+"""What each kernel computes, in float64 NumPy, with the error float32 arithmetic may add; and tensors to try it on.
+
+A reference returns the exact values and, where rounding is possible, a bound on the error of a float32 computation of
+them, in any order of summation. `assert_close` adds half a unit in the last place of the result's dtype for the one
+rounding at the end. With u = 2^-24, the relative error of one float32 operation:
+
+* a sum of n products is off by at most (n + 1) u times the sum of the products' magnitudes, whatever the order;
+* `EXP` bounds the relative error of exp(z): (64 + 8 |z|) u. A correctly rounded exp would need 1 u; MindSpore's on CPU
+  was measured at (55 + 4.3 |z|) u, and vectorised ones with a short polynomial are alike;
+* results below 1e-35 may be flushed to zero.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mindspore as ms
+import ml_dtypes
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from mindspore import Tensor
+from mindspore.utils.dlpack import from_dlpack
+
+from vllm_ms_models.kernels import Kernels, PagedSequences, Weight
+
+UNIT = 2.0**-24
+TINY = 1e-35
+DTYPES = (ms.float32, ms.bfloat16, ms.float16)
+NUMPY = {ms.float32: np.dtype(np.float32), ms.bfloat16: np.dtype(ml_dtypes.bfloat16), ms.float16: np.dtype(np.float16)}
+TORCH = {ms.float32: torch.float32, ms.bfloat16: torch.bfloat16, ms.float16: torch.float16}
+DIGITS = {ms.float32: 24, ms.bfloat16: 8, ms.float16: 11}  # significant binary digits
+LOWEST = {ms.float32: -126, ms.bfloat16: -126, ms.float16: -14}  # exponent of the smallest normal number
+
+Bounded = tuple[np.ndarray, np.ndarray]  # values and the error they may have before the last rounding
+
+
+# --- tensors ---------------------------------------------------------------------------------------------------
+
+
+def ulp(values: np.ndarray, dtype: Any) -> np.ndarray:
+    """The distance between neighbours of `values` in `dtype`."""
+    exponent = np.frexp(np.abs(values))[1] - 1
+    return np.ldexp(1.0, np.maximum(exponent, LOWEST[dtype]) - DIGITS[dtype] + 1)
+
+
+def rounded(values: np.ndarray, dtype: Any) -> np.ndarray:
+    """`values` to the nearest numbers of `dtype`, ties to even, in float64; infinite beyond its range."""
+    values = np.asarray(values, np.float64)
+    step = ulp(values, dtype)
+    nearest = np.rint(values / step) * step
+    return np.where(np.abs(nearest) > float(ml_dtypes.finfo(NUMPY[dtype]).max), np.copysign(np.inf, values), nearest)
+
+
+def to_tensor(values: np.ndarray, dtype: Any) -> Tensor:
+    """A new tensor of `values` rounded to `dtype` (a float dtype; integers keep theirs if `dtype` is None)."""
+    array = np.ascontiguousarray(values if dtype is None else rounded(values, dtype).astype(NUMPY[dtype]))
+    if dtype == ms.bfloat16:
+        return Tensor(array.view(np.int16)).view(ms.bfloat16)
+    return Tensor(array)
+
+
+def to_array(tensor: Tensor) -> np.ndarray:
+    """A float64 copy of a tensor's values."""
+    if tensor.dtype == ms.bfloat16:
+        return tensor.view(ms.int16).asnumpy().view(ml_dtypes.bfloat16).astype(np.float64)
+    return tensor.asnumpy().astype(np.float64)
+
+
+def shared(values: np.ndarray, dtype: Any) -> tuple[torch.Tensor, Tensor]:
+    """A torch tensor of `values` and the MindSpore tensor over the same memory."""
+    original = torch.from_numpy(rounded(values, dtype)).to(TORCH[dtype])
+    return original, from_dlpack(torch.utils.dlpack.to_dlpack(original))
+
+
+def make_weight(kernels: Kernels, values: np.ndarray, sizes: Sequence[int], dtype: Any) -> Weight:
+    """`values` `[sum(sizes), in_features]`, which `dtype` must hold exactly, loaded as the parts of one weight."""
+    weight = kernels.new_weight(sizes, values.shape[1], dtype)
+    source = values.astype(NUMPY[dtype])
+    for part, rows in enumerate(np.split(source, np.cumsum(sizes)[:-1])):
+        kernels.load_rows(weight, part, 0, rows)
+    return weight
+
+
+def assert_close(got: Tensor, want: Bounded, dtype: Any) -> None:
+    """`got` has `dtype` and the shape and values of `want`, up to its bound and one rounding."""
+    values, error = want
+    assert got.dtype == dtype, f"{got.dtype} instead of {dtype}"
+    assert got.shape == values.shape, f"{got.shape} instead of {values.shape}"
+    error = error + TINY
+    allowed = error + ulp(np.abs(values) + error, dtype) / 2
+    off = np.abs(to_array(got) - values)
+    bad = np.argwhere(~(off <= allowed))
+    if bad.size:
+        at = tuple(bad[0])
+        raise AssertionError(
+            f"{len(bad)} of {values.size} values are off; the first, at {at}: {to_array(got)[at]!r} instead of "
+            f"{values[at]!r}, off by {off[at]:.3g} where {allowed[at]:.3g} is allowed"
+        )
+
+
+# --- references ------------------------------------------------------------------------------------------------
+
+
+def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> Bounded:
+    """`n` products and a bias, summed in any order."""
+    bias = np.zeros(len(weight)) if bias is None else bias
+    magnitude = np.abs(x) @ np.abs(weight).T + np.abs(bias)
+    return x @ weight.T + bias, (x.shape[1] + 2) * UNIT * magnitude
+
+
+def embedding(ids: np.ndarray, weight: np.ndarray, first_row: int) -> np.ndarray:
+    rows = ids - first_row
+    known = (rows >= 0) & (rows < len(weight))
+    return np.where(known[:, None], weight[np.where(known, rows, 0)], 0.0)
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> Bounded:
+    """The sum of squares is off by a relative (n + 2) u, its root by half of that; then a few operations."""
+    values = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + eps) * weight
+    return values, ((x.shape[-1] + 2) / 2 + 6) * UNIT * np.abs(values)
+
+
+def gated(kind: str, gate: np.ndarray, up: np.ndarray) -> Bounded:
+    """`gate * share(gate) * up` with 0 <= share <= 1; `kind` is "silu", "gelu" or "gelu_tanh".
+
+    A share s = 1 / (1 + exp(-z)) is off by s (1 - s) times the relative error of the exponential, (64 + 14 |z|) u with
+    that of z (itself off by a relative 6 u in the tanh form): at most 19.2 u. erf has an absolute error of a few u.
+    """
+    if kind == "silu":
+        share = 1 / (1 + np.exp(-gate))
+    elif kind == "gelu_tanh":
+        share = (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))) / 2
+    else:
+        share = (1 + torch.erf(torch.from_numpy(gate / np.sqrt(2))).numpy()) / 2
+    return gate * share * up, 24 * UNIT * np.abs(gate * up)
+
+
+def rotary(x: np.ndarray, positions: np.ndarray, cos_sin: np.ndarray, head_size: int, interleaved: bool) -> Bounded:
+    """Two products and their sum; what does not rotate is exact."""
+    half = cos_sin.shape[1] // 2
+    pairs = np.arange(half)
+    first = 2 * pairs if interleaved else pairs
+    second = first + 1 if interleaved else first + half
+    heads = x.reshape(len(x), x.shape[1] // head_size, head_size)
+    cos, sin = cos_sin[positions, None, :half], cos_sin[positions, None, half:]
+    values, error = heads.copy(), np.zeros_like(heads)
+    for a, b, sign in ((first, second, -1.0), (second, first, 1.0)):
+        values[..., a] = heads[..., a] * cos + sign * heads[..., b] * sin
+        error[..., a] = 3 * UNIT * (np.abs(heads[..., a] * cos) + np.abs(heads[..., b] * sin))
+    return values.reshape(x.shape), error.reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class Paged:
+    """Sequences over a paged cache `[blocks, 2, kv_heads, block_size, head_size]`, as NumPy arrays."""
+
+    cache: np.ndarray
+    query_start: np.ndarray
+    seq_lens: np.ndarray
+    block_tables: np.ndarray
+
+    def tensors(self) -> PagedSequences:
+        return PagedSequences(
+            Tensor(self.query_start),
+            Tensor(self.seq_lens),
+            Tensor(self.block_tables),
+            int(np.diff(self.query_start).max(initial=0)),
+            int(self.seq_lens.max(initial=0)),
+        )
+
+
+def attention(
+    query: np.ndarray, paged: Paged, scale: float, window: int | None, soft_cap: float | None, causal: bool
+) -> Bounded:
+    """Row by row and head by head, in the order of the definition."""
+    _, _, kv_heads, block_size, head_size = paged.cache.shape
+    heads = query.reshape(len(query), query.shape[1] // head_size, head_size)
+    values, error = np.zeros_like(heads), np.zeros_like(heads)
+    for sequence, length in enumerate(paged.seq_lens):
+        start, end = paged.query_start[sequence : sequence + 2]
+        for row in range(start, end):
+            position = row - end + length
+            stop = position + 1 if causal else length
+            attended = np.arange(0 if window is None else max(0, position - window + 1), stop)
+            pages = paged.cache[paged.block_tables[sequence, attended // block_size], :, :, attended % block_size]
+            for head in range(heads.shape[1]):
+                kv = pages[:, :, head // (heads.shape[1] // kv_heads)]
+                values[row, head], error[row, head] = _attend(heads[row, head], kv[:, 0], kv[:, 1], scale, soft_cap)
+    return values.reshape(query.shape), error.reshape(query.shape)
+
+
+def _attend(query: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float, soft_cap: float | None) -> Bounded:
+    """One head of one token.
+
+    A score is off by (d + 2) u sum |q k| scale, and 32 u soft_cap for a tanh made of an exponential. A share
+    exp(s - max) / sum is off by a relative e + mean(e), e being the errors of the score, of the maximum, of their
+    difference and of the exponential, and the mean that over the shares; then come two sums of n positive terms.
+    """
+    scores = keys @ query * scale
+    off = (len(query) + 2) * UNIT * (np.abs(keys) @ np.abs(query)) * abs(scale)
+    if soft_cap is not None:
+        scores = soft_cap * np.tanh(scores / soft_cap)
+        off = off + 32 * UNIT * soft_cap
+    below = scores.max() - scores
+    shares = np.exp(-below)
+    shares /= shares.sum()
+    relative = off + off[scores.argmax()] + UNIT * np.abs(scores) + (65 + 9 * below) * UNIT
+    relative = relative + shares @ relative + (2 * len(keys) + 4) * UNIT
+    return shares @ values, (shares * relative) @ np.abs(values)
+
+
+# --- strategies ------------------------------------------------------------------------------------------------
+
+dtypes = st.sampled_from(DTYPES)
+token_counts = st.sampled_from((0, 1, 2, 3, 5, 8, 17, 33))
+widths = st.one_of(st.integers(1, 40), st.sampled_from((48, 64, 65, 127, 160, 257)))  # mostly no multiple of a vector
+scales = st.sampled_from((0.0, 1e-3, 1.0, 30.0))
+seeds = st.integers(0, 2**32 - 1)
+
+
+def normal(rng: np.random.Generator, shape: Sequence[int], dtype: Any, scale: float = 1.0) -> np.ndarray:
+    """Normal numbers that `dtype` holds exactly, in float64."""
+    return rounded(rng.standard_normal(tuple(shape)) * scale, dtype)
+
+
+@st.composite
+def paged_sequences(draw: Any, rng: np.random.Generator, dtype: Any, kv_heads: int, head_size: int, window: Any) -> Any:
+    """A `Paged` of 0 to 4 sequences: prefill, chunked prefill, decode or no token at all.
+
+    What must not be read is poison: table entries of blocks beyond a sequence or wholly before its window are no block
+    at all or one of NaN, and so is what the cache holds beyond a sequence's length.
+    """
+    block_size = draw(st.sampled_from((1, 2, 4, 5, 16)))
+    queries = np.array(draw(st.lists(st.integers(0, 9), max_size=4)), np.int64)
+    contexts = np.array([draw(st.sampled_from((0, 1, 3, 7, 16, 31))) for _ in queries], np.int64)
+    lengths = queries + contexts
+    counts = -(-lengths // block_size)
+    columns = int(counts.max(initial=0)) + draw(st.integers(0, 2))
+    poison = draw(st.sampled_from((0, -1, 2**30)))
+    order = rng.permutation(int(counts.sum())) + 1  # block 0 is NaN
+    cache = np.full((len(order) + 1, 2, kv_heads, block_size, head_size), np.nan)
+    tables = np.full((len(lengths), columns), poison)
+    ends = np.cumsum(counts)
+    for table, length, context, count, end in zip(tables, lengths, contexts, counts, ends, strict=True):
+        table[:count] = order[end - count : end]
+        for position in range(length):
+            cache[table[position // block_size], :, :, position % block_size] = normal(
+                rng, (2, kv_heads, head_size), dtype
+            )
+        if window is not None:
+            table[: max(0, context - window + 1) // block_size] = poison
+    starts = np.concatenate(([0], np.cumsum(queries)))
+    return Paged(cache, *(array.astype(np.int32) for array in (starts, lengths, tables)))

@@ -1,0 +1,387 @@
+"""Every kernel against its float64 definition.
+
+The tests take their back end from the fixture `kernels`: a module that imports them and has a `kernels` of its own
+runs them all on another back end.
+"""
+
+from typing import Any
+
+import mindspore as ms
+import ml_dtypes
+import numpy as np
+import pytest
+import references as ref
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mindspore import Tensor, ops
+from references import NUMPY, dtypes, make_weight, normal, scales, seeds, to_array, to_tensor, token_counts, widths
+
+from vllm_ms_models.kernels import Kernels
+from vllm_ms_models.kernels.reference import ReferenceKernels
+
+examples = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+fused_sizes = st.lists(widths, min_size=1, max_size=3)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Kernels:
+    return ReferenceKernels()
+
+
+# --- weights ---------------------------------------------------------------------------------------------------
+
+
+@examples
+@given(seed=seeds, dtype=dtypes, source_dtype=dtypes, sizes=fused_sizes, width=widths, data=st.data())
+def test_load_rows_in_pieces(
+    kernels: Kernels, seed: int, dtype: Any, source_dtype: Any, sizes: list[int], width: int, data: Any
+) -> None:
+    """Pieces of strided read-only arrays land in their rows, rounded to nearest even; the others stay zero."""
+    rng = np.random.default_rng(seed)
+    weight = kernels.new_weight(sizes, width, dtype)
+    want = np.zeros((sum(sizes), width))
+    for part, size in enumerate(sizes):
+        first, last = sorted(data.draw(st.tuples(*[st.integers(0, size)] * 2)))
+        middle = data.draw(st.integers(first, last))
+        for begin, end in ((middle, last), (first, middle)):
+            whole = normal(rng, (3 * (end - begin), width + 5), source_dtype).astype(NUMPY[source_dtype])
+            source = whole[1::3, 2 : 2 + width]
+            source.flags.writeable = False
+            kernels.load_rows(weight, part, begin, source)
+            start = sum(sizes[:part])
+            want[start + begin : start + end] = ref.rounded(source.astype(np.float64), dtype)
+    assert (weight.sizes, weight.in_features, weight.dtype) == (tuple(sizes), width, dtype)
+    rows = kernels.embedding(Tensor(np.arange(len(want))), weight)
+    assert rows.dtype == dtype
+    np.testing.assert_array_equal(to_array(rows), want)
+
+
+@pytest.mark.parametrize("dtype", [ms.bfloat16, ms.float16])
+@pytest.mark.parametrize("source_dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_load_rows_rounds_to_nearest_even(kernels: Kernels, dtype: Any, source_dtype: Any) -> None:
+    """Ties, subnormal numbers, and what is too large for float16."""
+    digits = ref.DIGITS[dtype]
+    ties = (1.0 + (np.arange(16) + 0.5) * 2.0 ** (1 - digits))[:, None] * np.array([1.0, -1.0])
+    small = 2.0**-24 * np.arange(1, 33).reshape(16, 2) / 4
+    large = np.linspace(65472, 65536, 32).reshape(16, 2)
+    with np.errstate(over="ignore"):
+        source = np.concatenate((ties, small, large), 1).astype(source_dtype)
+    weight = kernels.new_weight([16], 6, dtype)
+    kernels.load_rows(weight, 0, 0, source)
+    got = to_array(kernels.embedding(Tensor(np.arange(16)), weight))
+    np.testing.assert_array_equal(got, ref.rounded(source.astype(np.float64), dtype))
+
+
+def test_load_rows_of_a_file(kernels: Kernels, tmp_path: Any) -> None:
+    """A rank's columns of a memory-mapped matrix."""
+    values = normal(np.random.default_rng(0), (7, 24), ms.bfloat16)
+    values.astype(ml_dtypes.bfloat16).tofile(tmp_path / "matrix")
+    source = np.memmap(tmp_path / "matrix", np.uint16, "r", shape=(7, 24)).view(ml_dtypes.bfloat16)
+    weight = kernels.new_weight([7], 11, ms.float32)
+    kernels.load_rows(weight, 0, 0, source[:, 12:23])
+    np.testing.assert_array_equal(to_array(kernels.embedding(Tensor(np.arange(7)), weight)), values[:, 12:23])
+
+
+@pytest.mark.parametrize(
+    ("part", "first_row", "shape"), [(2, 0, (1, 4)), (-1, 0, (1, 4)), (0, 2, (2, 4)), (1, -1, (2, 4)), (0, 0, (1, 5))]
+)
+def test_load_rows_refuses_what_does_not_fit(
+    kernels: Kernels, part: int, first_row: int, shape: tuple[int, int]
+) -> None:
+    weight = kernels.new_weight([3, 5], 4, ms.float32)
+    with pytest.raises(ValueError):
+        kernels.load_rows(weight, part, first_row, np.zeros(shape, np.float32))
+
+
+# --- dense -----------------------------------------------------------------------------------------------------
+
+
+@examples
+@given(
+    seed=seeds,
+    dtype=dtypes,
+    tokens=token_counts,
+    sizes=fused_sizes,
+    width=widths,
+    scale=scales,
+    biased=st.booleans(),
+    out=st.one_of(st.none(), dtypes),
+)
+def test_linear(
+    kernels: Kernels,
+    seed: int,
+    dtype: Any,
+    tokens: int,
+    sizes: list[int],
+    width: int,
+    scale: float,
+    biased: bool,
+    out: Any,
+) -> None:
+    rng = np.random.default_rng(seed)
+    values, x = normal(rng, (sum(sizes), width), dtype), normal(rng, (tokens, width), dtype, scale)
+    bias = normal(rng, (sum(sizes),), ms.float32) if biased else None
+    weight = make_weight(kernels, values, sizes, dtype)
+    tensor, bias_tensor = to_tensor(x, dtype), None if bias is None else to_tensor(bias, ms.float32)
+    want, error = ref.linear(x, values, bias)
+    ref.assert_close(kernels.linear(tensor, weight, bias_tensor, out), (want, error), out or dtype)
+    parts = kernels.linear_split(tensor, weight, bias_tensor)
+    assert len(parts) == len(sizes)
+    cuts = np.cumsum(sizes)[:-1]
+    for part, *bounded in zip(parts, np.split(want, cuts, 1), np.split(error, cuts, 1), strict=True):
+        assert part.is_contiguous()
+        ref.assert_close(part, (bounded[0], bounded[1]), dtype)
+
+
+@pytest.mark.parametrize("dtype", ref.DTYPES)
+@pytest.mark.parametrize("tokens", [1, 70])
+def test_linear_of_a_large_weight(kernels: Kernels, dtype: Any, tokens: int) -> None:
+    rng = np.random.default_rng(tokens)
+    values, x = normal(rng, (5003, 900), dtype), normal(rng, (tokens, 900), dtype)
+    weight = make_weight(kernels, values, [5003], dtype)
+    got = kernels.linear(to_tensor(x, dtype), weight, dtype=ms.float32)
+    ref.assert_close(got, ref.linear(x, values), ms.float32)
+
+
+@examples
+@given(
+    seed=seeds,
+    dtype=dtypes,
+    ids_dtype=st.sampled_from((np.int32, np.int64)),
+    tokens=token_counts,
+    rows=widths,
+    width=widths,
+    first_row=st.sampled_from((0, 1, 1000)),
+)
+def test_embedding(
+    kernels: Kernels, seed: int, dtype: Any, ids_dtype: Any, tokens: int, rows: int, width: int, first_row: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = normal(rng, (rows, width), dtype)
+    weight = make_weight(kernels, values, [rows], dtype)
+    ids = rng.integers(max(0, first_row - rows), first_row + 2 * rows, tokens).astype(ids_dtype)
+    got = kernels.embedding(Tensor(ids), weight, first_row)
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(to_array(got), ref.embedding(ids, values, first_row))
+
+
+# --- elementwise -----------------------------------------------------------------------------------------------
+
+
+@examples
+@given(seed=seeds, dtype=dtypes, shape=st.tuples(token_counts, widths), scale=scales, heads=st.sampled_from((None, 3)))
+def test_rms_norm(
+    kernels: Kernels, seed: int, dtype: Any, shape: tuple[int, int], scale: float, heads: int | None
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = normal(rng, shape if heads is None else (shape[0], heads, shape[1]), dtype, scale)
+    weight = normal(rng, shape[1:], ms.float32)
+    got = kernels.rms_norm(to_tensor(x, dtype), to_tensor(weight, ms.float32), 1e-6)
+    ref.assert_close(got, ref.rms_norm(x, weight, 1e-6), dtype)
+
+
+@examples
+@given(seed=seeds, dtype=dtypes, shape=st.tuples(token_counts, widths), scale=scales)
+def test_add_rms_norm(kernels: Kernels, seed: int, dtype: Any, shape: tuple[int, int], scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    x, residual, weight = (
+        normal(rng, shape, dtype, scale),
+        normal(rng, shape, dtype),
+        normal(rng, shape[1:], ms.float32),
+    )
+    x_tensor, tensor = to_tensor(x, dtype), to_tensor(residual, dtype)
+    normed, same = kernels.add_rms_norm(x_tensor, tensor, to_tensor(weight, ms.float32), 1e-5)
+    ref.assert_close(tensor, (x + residual, ref.UNIT * np.abs(x + residual)), dtype)
+    np.testing.assert_array_equal(to_array(same), to_array(tensor))
+    ref.assert_close(normed, ref.rms_norm(to_array(tensor), weight, 1e-5), dtype)
+    np.testing.assert_array_equal(to_array(x_tensor), x)
+
+
+@examples
+@given(
+    seed=seeds,
+    dtype=dtypes,
+    shape=st.tuples(token_counts, widths),
+    scale=scales,
+    kind=st.sampled_from(("silu", "gelu", "gelu_tanh")),
+)
+def test_gated_activations(
+    kernels: Kernels, seed: int, dtype: Any, shape: tuple[int, int], scale: float, kind: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    gate, up = normal(rng, shape, dtype, scale), normal(rng, shape, dtype)
+    tensors = to_tensor(gate, dtype), to_tensor(up, dtype)
+    got = kernels.silu_and_mul(*tensors) if kind == "silu" else kernels.gelu_and_mul(*tensors, kind == "gelu_tanh")
+    ref.assert_close(got, ref.gated(kind, gate, up), dtype)
+
+
+# --- attention -------------------------------------------------------------------------------------------------
+
+
+@examples
+@given(
+    seed=seeds,
+    dtype=dtypes,
+    tokens=token_counts,
+    heads=st.tuples(st.integers(1, 5), st.integers(1, 3)),
+    half=st.integers(1, 20),
+    rest=st.sampled_from((0, 0, 1, 6, 16)),
+    interleaved=st.booleans(),
+)
+def test_rotary(
+    kernels: Kernels,
+    seed: int,
+    dtype: Any,
+    tokens: int,
+    heads: tuple[int, int],
+    half: int,
+    rest: int,
+    interleaved: bool,
+) -> None:
+    rng = np.random.default_rng(seed)
+    head_size = 2 * half + rest
+    positions = rng.integers(0, 50, tokens)
+    angles = np.arange(50)[:, None] * 10000.0 ** (-np.arange(half) / half)
+    cos_sin = ref.rounded(np.concatenate((np.cos(angles), np.sin(angles)), 1), ms.float32)
+    inputs = [normal(rng, (tokens, count * head_size), dtype) for count in heads]
+    query, key = (to_tensor(x, dtype) for x in inputs)
+    kernels.rotary(query, key, Tensor(positions), to_tensor(cos_sin, ms.float32), head_size, interleaved)
+    for x, tensor in zip(inputs, (query, key), strict=True):
+        ref.assert_close(tensor, ref.rotary(x, positions, cos_sin, head_size, interleaved), dtype)
+
+
+@examples
+@given(
+    seed=seeds,
+    dtype=dtypes,
+    tokens=token_counts,
+    kv_heads=st.integers(1, 4),
+    head_size=widths,
+    block_size=st.sampled_from((1, 3, 16)),
+)
+def test_write_kv(
+    kernels: Kernels, seed: int, dtype: Any, tokens: int, kv_heads: int, head_size: int, block_size: int
+) -> None:
+    """Tokens land in their slots of memory that torch sees, nothing else changes, and negative slots are skipped."""
+    rng = np.random.default_rng(seed)
+    blocks = tokens // block_size + 2
+    shape = kernels.cache_shape(blocks, block_size, kv_heads, head_size)
+    want = normal(rng, shape, dtype)
+    original, cache = ref.shared(want, dtype)
+    slots = rng.permutation(blocks * block_size)[:tokens]
+    slots[rng.random(tokens) < 0.2] = -1
+    pair = normal(rng, (2, tokens, kv_heads * head_size), dtype)
+    kernels.write_kv(to_tensor(pair[0], dtype), to_tensor(pair[1], dtype), cache, Tensor(slots))
+    for token in np.flatnonzero(slots >= 0):
+        block, offset = divmod(slots[token], block_size)
+        want[block, :, :, offset] = pair[:, token].reshape(2, kv_heads, head_size)
+    np.testing.assert_array_equal(original.to(torch.float64).numpy(), want)
+    np.testing.assert_array_equal(to_array(cache), want)
+
+
+@settings(examples, max_examples=150)
+@given(
+    seed=seeds,
+    dtype=dtypes,
+    group=st.integers(1, 8),
+    kv_heads=st.integers(1, 3),
+    head_size=st.sampled_from((1, 7, 16, 32, 40)),
+    scale=st.sampled_from((0.1, 0.25, 4.0)),
+    window=st.one_of(st.none(), st.integers(1, 20)),
+    soft_cap=st.sampled_from((None, 1.5, 30.0)),
+    causal=st.booleans(),
+    padding=st.sampled_from((0, 0, 3)),
+    data=st.data(),
+)
+def test_paged_attention(
+    kernels: Kernels,
+    seed: int,
+    dtype: Any,
+    group: int,
+    kv_heads: int,
+    head_size: int,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+    causal: bool,
+    padding: int,
+    data: Any,
+) -> None:
+    rng = np.random.default_rng(seed)
+    paged = data.draw(ref.paged_sequences(rng, dtype, kv_heads, head_size, window))
+    tokens = int(paged.query_start[-1])
+    query = normal(rng, (tokens + padding, group * kv_heads * head_size), dtype)
+    _, cache = ref.shared(paged.cache, dtype)
+    options = (scale, window, soft_cap, causal)
+    got = kernels.paged_attention(to_tensor(query, dtype), cache, paged.tensors(), *options)
+    assert got.shape == query.shape
+    ref.assert_close(got[:tokens], ref.attention(query[:tokens], paged, *options), dtype)
+
+
+def test_long_prefill_in_chunks(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries taken a few at a time give what they give together."""
+    monkeypatch.setattr("vllm_ms_models.kernels.reference._SCORE_CHUNK", 300)
+    rng = np.random.default_rng(0)
+    lengths = np.array([40, 23])
+    cache = normal(rng, kernels.cache_shape(17, 4, 2, 8), ms.float32)
+    tables = (rng.permutation(16) + 1)[:16].reshape(1, 16)
+    paged = ref.Paged(
+        cache,
+        np.array([0, 37, 37 + 23], np.int32),
+        lengths.astype(np.int32),
+        np.stack((np.pad(tables[0, :10], (0, 2)), np.pad(tables[0, 10:], (0, 6)))).astype(np.int32),
+    )
+    query = normal(rng, (60, 32), ms.float32)
+    for options in ((0.3, None, None, True), (0.3, 5, 20.0, True), (0.3, 6, None, False)):
+        got = kernels.paged_attention(
+            to_tensor(query, ms.float32), to_tensor(cache, ms.float32), paged.tensors(), *options
+        )
+        ref.assert_close(got, ref.attention(query, paged, *options), ms.float32)
+
+
+# --- in general ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ref.DTYPES)
+def test_memory_shared_with_torch_changes_in_place(kernels: Kernels, dtype: Any) -> None:
+    """What torch gave by DLPack: the residual stream, queries and keys."""
+    rng = np.random.default_rng(0)
+    ones = to_tensor(np.ones(12), ms.float32)
+    x = normal(rng, (3, 12), dtype)
+    original, residual = ref.shared(x, dtype)
+    kernels.add_rms_norm(to_tensor(x, dtype), residual, ones, 1e-6)
+    np.testing.assert_array_equal(original.to(torch.float64).numpy(), 2 * x)
+    (query_original, query), (key_original, key) = ref.shared(x, dtype), ref.shared(x, dtype)
+    half_turn = to_tensor(np.repeat([[-1.0, 0.0]], 2, 1), ms.float32)
+    kernels.rotary(query, key, Tensor(np.zeros(3, np.int64)), half_turn, 4, False)
+    for rotated in (query_original, key_original):
+        np.testing.assert_array_equal(rotated.to(torch.float64).numpy(), -x)
+
+
+@pytest.mark.parametrize("dtype", ref.DTYPES)
+def test_kernels_read_what_operators_and_torch_wrote(kernels: Kernels, dtype: Any) -> None:
+    """No stale copy on either side: operators, kernels and torch take turns on the same memory."""
+    ones = to_tensor(np.ones(4), ms.float32)
+    original, shared = ref.shared(np.zeros((2, 4)), dtype)
+    step = to_tensor(np.ones((2, 4)), dtype)
+    for count in range(1, 4):
+        kernels.add_rms_norm(step, shared, ones, 1e-6)
+        original += 1
+        np.testing.assert_array_equal(to_array(ops.add(shared, step)), 2 * count + 1)
+
+
+def test_same_input_same_bits(kernels: Kernels) -> None:
+    rng = np.random.default_rng(0)
+    x = to_tensor(normal(rng, (33, 257), ms.float32), ms.float32)
+    weight = make_weight(kernels, normal(rng, (500, 257), ms.float32), [500], ms.float32)
+    first, second = (to_array(kernels.linear(x, weight)) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_names(kernels: Kernels) -> None:
+    assert kernels.name and kernels.describe()
+
+
+def test_description() -> None:
+    assert ReferenceKernels().describe() == "reference (plain MindSpore operators)"

@@ -1,0 +1,180 @@
+"""Builds the C++ kernels once, keeps the library in a cache directory, and loads it.
+
+The library's name is a hash of everything that decides what is in it: sources, flags, compiler, Python ABI and MindSpore
+version. A file lock lets one of several processes build while the others wait; the result appears by an atomic rename,
+with a checksum beside it, so that a half-written or damaged library is rebuilt, never loaded.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import platform
+import shlex
+import shutil
+import stat
+import subprocess
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+logger = logging.getLogger("vllm_ms_models")
+
+MODULE = "_vllm_ms_cpu"
+SOURCES = Path(__file__).parent
+KERNELS = ("gemm", "attention", "elementwise", "pack")  # compiled once per instruction set
+COMMON = ("module", "memory", "threads")  # compiled once, for any machine
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
+
+
+class KernelBuildError(RuntimeError):
+    """The C++ kernels cannot be built or loaded; the text is a sentence for the user."""
+
+
+def isa_flags() -> dict[str, tuple[str, ...]]:
+    """Compiler flags of each instruction set of this architecture."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        bf16 = (*_AVX512, "-mavx512bf16")
+        return {"avx512_bf16": bf16, "avx512": _AVX512, "avx2": _AVX2, "portable": ()}
+    return {"portable": ()}
+
+
+def load() -> ModuleType:
+    """The compiled module, built first if necessary. Raises KernelBuildError."""
+    path = library()
+    spec = importlib.util.spec_from_file_location(MODULE, path)
+    if spec is None or spec.loader is None:
+        raise KernelBuildError(f"The CPU kernels {path} are not a Python module.")
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise KernelBuildError(f"The CPU kernels {path} cannot be loaded: {error}.") from error
+    return module
+
+
+def library() -> Path:
+    """Path of the compiled library, built first if necessary. Raises KernelBuildError."""
+    compiler = _compiler()
+    directory = cache_directory()
+    path = directory / f"kernels-{_key(compiler)}.so"
+    if _intact(path):
+        return path
+    try:
+        with _locked(directory / "lock"):
+            if not _intact(path):  # nobody else built it while we waited
+                _build(compiler, path)
+    except OSError as error:
+        raise KernelBuildError(f"The CPU kernels cannot be written to {directory}: {error}.") from error
+    return path
+
+
+def cache_directory() -> Path:
+    """$VLLM_MS_CACHE_DIR or ~/.cache/vllm_ms_models, created if need be and safe to load code from."""
+    configured = os.environ.get("VLLM_MS_CACHE_DIR")
+    directory = Path(configured).expanduser() if configured else Path.home() / ".cache" / "vllm_ms_models"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.stat()
+    except OSError as error:
+        raise KernelBuildError(
+            f"The kernel cache {directory} cannot be used: {error}; set VLLM_MS_CACHE_DIR to a directory of yours."
+        ) from error
+    if status.st_uid != os.geteuid():
+        raise KernelBuildError(
+            f"The kernel cache {directory} belongs to another user, who could replace the code in it; "
+            "set VLLM_MS_CACHE_DIR to a directory of yours."
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise KernelBuildError(
+            f"The kernel cache {directory} can be written by other users, who could replace the code in it; "
+            f"run `chmod 700 {directory}` or set VLLM_MS_CACHE_DIR to another directory."
+        )
+    return directory
+
+
+def _compiler() -> list[str]:
+    """The compiler's command line: $CXX, or g++."""
+    command = shlex.split(os.environ.get("CXX") or "g++")
+    if not command or shutil.which(command[0]) is None:
+        name = command[0] if command else "g++"
+        raise KernelBuildError(f"There is no C++ compiler {name!r}; install g++ or set CXX to build the CPU kernels.")
+    return command
+
+
+def _key(compiler: list[str]) -> str:
+    """Hash of what decides the library's contents."""
+    digest = hashlib.sha256()
+    for path in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    try:
+        mindspore = importlib.metadata.version("mindspore")
+    except importlib.metadata.PackageNotFoundError:
+        mindspore = "none"
+    abi = sysconfig.get_config_var("EXT_SUFFIX")
+    digest.update(repr((compiler, version, FLAGS, isa_flags(), abi, platform.machine(), mindspore)).encode())
+    return digest.hexdigest()[:20]
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _intact(path: Path) -> bool:
+    """Whether the library exists and is what was built."""
+    try:
+        return path.with_suffix(".sha256").read_text() == _checksum(path)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        reason = next((line for line in lines if "error" in line), lines[-1] if lines else "no message")
+        raise KernelBuildError(f"Building the CPU kernels failed: {reason.strip()} (command: {shlex.join(command)})")
+
+
+def _build(compiler: list[str], path: Path) -> None:
+    """Compile everything beside `path` and move the library there."""
+    logger.info("Building the CPU kernels (once, about 30 s) ...")
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as build:
+        include = f"-I{sysconfig.get_path('include')}"
+        jobs = []  # the slowest first
+        for name in KERNELS[1:2] + KERNELS[:1] + KERNELS[2:]:
+            for isa, flags in isa_flags().items():
+                jobs.append([*FLAGS, *flags, f"-DISA_NS={isa}", f"{SOURCES / name}.cpp", "-o", f"{build}/{name}-{isa}.o"])
+        for name in COMMON:
+            jobs.append([*FLAGS, include, f"{SOURCES / name}.cpp", "-o", f"{build}/{name}.o"])
+        workers = max(2, len(os.sched_getaffinity(0)))
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(lambda job: _run([*compiler, "-c", *job]), jobs))
+        result = f"{build}/kernels.so"
+        _run([*compiler, "-shared", *(job[-1] for job in jobs), "-o", result, "-lpthread"])
+        checksum = Path(build, "kernels.sha256")
+        checksum.write_text(_checksum(Path(result)))
+        os.replace(result, path)
+        os.replace(checksum, path.with_suffix(".sha256"))
+    logger.info("Built the CPU kernels in %.0f s: %s", time.monotonic() - start, path)

@@ -1,0 +1,404 @@
+// The Python module: choice of the instruction set, and a thin binding.
+//
+// Python calls a kernel with integers: addresses from `tensor.data_ptr()` (0.3 us), sizes and dtype codes. Shapes and
+// dtypes were checked there. A call costs about 0.2 us here, plus 1.5 us per returned tensor (memory.cpp). There is no
+// pybind11 and no MindSpore header: the compiled module depends on the Python ABI alone. MindSpore must not have queued
+// operators on the same tensors (its launches are blocking in this package).
+//
+// Functions with a plain C++ signature are bound by `bind<f>`, which unpacks the arguments by their types, releases the GIL
+// during the call, and raises ValueError if the result is a message. Those that make tensors are written out.
+//
+// Each instruction set is a complete set of kernels in a namespace of its own; `select` makes one of them current.
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <cstring>
+#include <tuple>
+#include <utility>
+
+#include "kernels.h"
+#include "memory.h"
+#include "threads.h"
+
+namespace vllm_ms {
+
+#if defined(__x86_64__)
+#define VLLM_MS_EACH_ISA(X) X(avx512_bf16) X(avx512) X(avx2) X(portable)
+#else
+#define VLLM_MS_EACH_ISA(X) X(portable)
+#endif
+
+#define X(isa) namespace isa { VLLM_MS_DECLARE_KERNELS }
+VLLM_MS_EACH_ISA(X)
+#undef X
+
+namespace {
+
+struct Isa {
+  const char* name;
+  bool (*supported)();
+  Functions functions;
+};
+
+#if defined(__x86_64__)
+// The builtins ask CPUID and whether the operating system saves the registers.
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+bool has_portable() { return true; }
+
+#define X(isa)                                                                                                         \
+  {#isa,                                                                                                               \
+   has_##isa,                                                                                                          \
+   {isa::pack_rows, isa::embedding, isa::linear, isa::rms_norm, isa::add_rms_norm, isa::gate_and_mul, isa::rotary,     \
+    isa::write_kv, isa::attention}},
+const Isa kIsas[] = {VLLM_MS_EACH_ISA(X)};  // best first
+#undef X
+
+const Isa* current = nullptr;
+PyObject* import_tensor = nullptr;  // mindspore's from_dlpack
+
+// --- arguments ------------------------------------------------------------------------------------------------------
+
+void unpack(PyObject* object, long& to) { to = PyLong_AsLong(object); }
+void unpack(PyObject* object, int& to) { to = int(PyLong_AsLong(object)); }
+void unpack(PyObject* object, bool& to) { to = PyObject_IsTrue(object) == 1; }
+void unpack(PyObject* object, double& to) { to = PyFloat_AsDouble(object); }
+void unpack(PyObject* object, Gate& to) { to = Gate(PyLong_AsLong(object)); }
+template <class T>
+void unpack(PyObject* object, T*& to) {
+  to = static_cast<T*>(PyLong_AsVoidPtr(object));
+}
+
+bool expect(Py_ssize_t found, Py_ssize_t wanted) {
+  if (found != wanted) PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", wanted, found);
+  return found == wanted;
+}
+
+PyObject* result(const char* message) {
+  if (message) return PyErr_SetString(PyExc_ValueError, message), nullptr;
+  Py_RETURN_NONE;
+}
+
+template <class... Arguments, size_t... I>
+PyObject* call(const char* (*function)(Arguments...), PyObject* const* objects, std::index_sequence<I...>) {
+  std::tuple<std::decay_t<Arguments>...> values;
+  (unpack(objects[I], std::get<I>(values)), ...);
+  if (PyErr_Occurred()) return nullptr;
+  const char* message;
+  Py_BEGIN_ALLOW_THREADS
+  message = function(std::get<I>(values)...);
+  Py_END_ALLOW_THREADS
+  return result(message);
+}
+
+template <class... Arguments>
+PyObject* call(const char* (*function)(Arguments...), PyObject* const* objects, Py_ssize_t count) {
+  if (!expect(count, sizeof...(Arguments))) return nullptr;
+  return call(function, objects, std::index_sequence_for<Arguments...>());
+}
+
+template <auto function>
+PyObject* bind(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+  return call(function, objects, count);
+}
+
+// --- tensors --------------------------------------------------------------------------------------------------------
+
+constexpr const char* kCapsule = "dltensor";
+
+void drop_capsule(PyObject* capsule) {  // nobody imported it (an importer renames the capsule)
+  if (!PyCapsule_IsValid(capsule, kCapsule)) return;
+  auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule, kCapsule));
+  managed->deleter(managed);
+}
+
+// A new MindSpore tensor; `data` is where its values are.
+PyObject* make_tensor(int dtype, int dimensions, const int64_t* shape, void** data, bool zeroed = false) {
+  DLManagedTensor* managed = new_tensor(dtype, dimensions, shape, zeroed);
+  if (!managed) return PyErr_NoMemory();
+  *data = managed->tensor.data;
+  PyObject* capsule = PyCapsule_New(managed, kCapsule, drop_capsule);
+  if (!capsule) return managed->deleter(managed), nullptr;
+  PyObject* tensor = PyObject_CallOneArg(import_tensor, capsule);
+  Py_DECREF(capsule);
+  return tensor;
+}
+
+// Reads a tuple of sizes.
+int read_shape(PyObject* tuple, int64_t* shape) {
+  if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) > kMaxDimensions)
+    return PyErr_SetString(PyExc_ValueError, "A shape is a tuple of at most 8 sizes."), -1;
+  int dimensions = int(PyTuple_GET_SIZE(tuple));
+  for (int i = 0; i < dimensions; ++i) shape[i] = PyLong_AsLong(PyTuple_GET_ITEM(tuple, i));
+  return PyErr_Occurred() ? -1 : dimensions;
+}
+
+// Runs `function` without the GIL and returns `tensor`, or raises and drops it.
+template <class Function>
+PyObject* fill(PyObject* tensor, const Function& function) {
+  if (!tensor) return nullptr;
+  const char* message;
+  Py_BEGIN_ALLOW_THREADS
+  message = function();
+  Py_END_ALLOW_THREADS
+  if (!message) return tensor;
+  Py_DECREF(tensor);
+  return result(message);
+}
+
+// empty(dtype, shape) -> tensor
+PyObject* empty(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+  int64_t shape[kMaxDimensions];
+  void* data;
+  if (!expect(count, 2)) return nullptr;
+  int dimensions = read_shape(objects[1], shape);
+  return dimensions < 0 ? nullptr : make_tensor(int(PyLong_AsLong(objects[0])), dimensions, shape, &data);
+}
+
+// --- weights --------------------------------------------------------------------------------------------------------
+
+void delete_packed(PyObject* capsule) { delete static_cast<Packed*>(PyCapsule_GetPointer(capsule, nullptr)); }
+
+// new_weight(dtype, in_features, sizes) -> (tensor, address of the Packed, capsule that keeps it)
+PyObject* new_weight(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+  if (!expect(count, 3)) return nullptr;
+  PyObject* sizes = objects[2];
+  if (!PyTuple_Check(sizes) || PyTuple_GET_SIZE(sizes) > kMaxParts)
+    return PyErr_Format(PyExc_ValueError, "A fused weight has at most %d parts.", kMaxParts);
+  Packed* weight = new Packed;
+  PyObject* capsule = PyCapsule_New(weight, nullptr, delete_packed);
+  weight->dtype = int(PyLong_AsLong(objects[0]));
+  weight->in_features = PyLong_AsLong(objects[1]);
+  weight->parts = int(PyTuple_GET_SIZE(sizes));
+  const bool pairs = weight->dtype == kBfloat16;
+  const long steps = pairs ? (weight->in_features + 1) / 2 : weight->in_features;
+  weight->panel_bytes = steps * 16 * (pairs ? 4 : dtype_size(weight->dtype));
+  for (int i = 0; i < weight->parts; ++i) {
+    weight->size[i] = PyLong_AsLong(PyTuple_GET_ITEM(sizes, i));
+    weight->first_panel[i] = weight->panels;
+    weight->first_row[i] = weight->out_features;
+    weight->panels += (weight->size[i] + 15) / 16;
+    weight->out_features += weight->size[i];
+  }
+  const int64_t shape[] = {weight->panels, steps, pairs ? 32 : 16};
+  PyObject* tensor = PyErr_Occurred() ? nullptr : make_tensor(weight->dtype, 3, shape, &weight->data, true);
+  if (!tensor) return Py_DECREF(capsule), nullptr;
+  return Py_BuildValue("(NNN)", tensor, PyLong_FromVoidPtr(weight), capsule);
+}
+
+// load_rows(weight, part, first_row, source, dtype, rows, stride)
+const char* load_rows(const Packed* weight, int part, long first_row, const void* source, int dtype, long rows, long stride) {
+  return current->functions.pack_rows(*weight, part, first_row, source, dtype, rows, stride);
+}
+
+// embedding(weight, ids, wide, count, first_row) -> tensor
+PyObject* embedding(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+  const Packed* weight;
+  const void* ids;
+  bool wide;
+  long tokens, first_row;
+  if (!expect(count, 5)) return nullptr;
+  unpack(objects[0], weight), unpack(objects[1], ids), unpack(objects[2], wide);
+  unpack(objects[3], tokens), unpack(objects[4], first_row);
+  if (PyErr_Occurred()) return nullptr;
+  const int64_t shape[] = {tokens, weight->in_features};
+  void* out;
+  PyObject* tensor = make_tensor(weight->dtype, 2, shape, &out);
+  return fill(tensor, [&] { return current->functions.embedding(*weight, ids, wide, tokens, first_row, out); });
+}
+
+bool read_linear(LinearCall& call, PyObject* const* objects, Py_ssize_t count) {
+  if (!expect(count, 6)) return false;
+  unpack(objects[0], call.weight), unpack(objects[1], call.x), unpack(objects[2], call.x_dtype);
+  unpack(objects[3], call.rows), unpack(objects[4], call.bias), unpack(objects[5], call.out.dtype);
+  return !PyErr_Occurred();
+}
+
+// linear(weight, x, x_dtype, rows, bias or 0, dtype) -> tensor [rows, out_features]
+PyObject* linear(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+  LinearCall call;
+  if (!read_linear(call, objects, count)) return nullptr;
+  const Packed& weight = *call.weight;
+  const int64_t shape[] = {call.rows, weight.out_features};
+  void* out;
+  PyObject* tensor = make_tensor(call.out.dtype, 2, shape, &out);
+  for (int i = 0; tensor && i < weight.parts; ++i) {
+    call.out.data[i] = static_cast<char*>(out) + weight.first_row[i] * dtype_size(call.out.dtype);
+    call.out.stride[i] = weight.out_features;
+  }
+  return fill(tensor, [&] { return current->functions.linear(call); });
+}
+
+// linear_split(as linear) -> tuple of tensors [rows, sizes[i]]
+PyObject* linear_split(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+  LinearCall call;
+  if (!read_linear(call, objects, count)) return nullptr;
+  const Packed& weight = *call.weight;
+  PyObject* tensors = PyTuple_New(weight.parts);
+  for (int i = 0; tensors && i < weight.parts; ++i) {
+    const int64_t shape[] = {call.rows, weight.size[i]};
+    PyObject* tensor = make_tensor(call.out.dtype, 2, shape, &call.out.data[i]);
+    if (!tensor) return Py_DECREF(tensors), nullptr;
+    call.out.stride[i] = weight.size[i];
+    PyTuple_SET_ITEM(tensors, i, tensor);
+  }
+  return fill(tensors, [&] { return current->functions.linear(call); });
+}
+
+// --- elementwise ----------------------------------------------------------------------------------------------------
+
+// A result of the shape in `tuple`; `rows` and `features` describe it as a matrix.
+PyObject* make_like(PyObject* tuple, int dtype, void** out, long& rows, long& features) {
+  int64_t shape[kMaxDimensions];
+  int dimensions = read_shape(tuple, shape);
+  if (dimensions < 0) return nullptr;
+  rows = 1;
+  for (int i = 0; i + 1 < dimensions; ++i) rows *= shape[i];
+  features = dimensions ? shape[dimensions - 1] : 1;
+  return make_tensor(dtype, dimensions, shape, out);
+}
+
+// rms_norm(x, residual or 0, shape, dtype, weight, eps) -> tensor
+PyObject* rms_norm(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+  const void* x;
+  void *residual, *out;
+  const float* weight;
+  int dtype;
+  double eps;
+  long rows, features;
+  if (!expect(count, 6)) return nullptr;
+  unpack(objects[0], x), unpack(objects[1], residual), unpack(objects[3], dtype);
+  unpack(objects[4], weight), unpack(objects[5], eps);
+  PyObject* tensor = PyErr_Occurred() ? nullptr : make_like(objects[2], dtype, &out, rows, features);
+  const Functions& f = current->functions;
+  return fill(tensor, [&] {
+    return residual ? f.add_rms_norm(x, residual, weight, out, dtype, rows, features, eps)
+                    : f.rms_norm(x, weight, out, dtype, rows, features, eps);
+  });
+}
+
+// gate_and_mul(gate, up, shape, dtype, kind) -> tensor
+PyObject* gate_and_mul(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+  const void *gate, *up;
+  void* out;
+  int dtype;
+  Gate kind;
+  long rows, features;
+  if (!expect(count, 5)) return nullptr;
+  unpack(objects[0], gate), unpack(objects[1], up), unpack(objects[3], dtype), unpack(objects[4], kind);
+  PyObject* tensor = PyErr_Occurred() ? nullptr : make_like(objects[2], dtype, &out, rows, features);
+  return fill(tensor, [&] { return current->functions.gate_and_mul(gate, up, out, dtype, rows * features, kind); });
+}
+
+// --- attention ------------------------------------------------------------------------------------------------------
+
+const char* rotary(void* query, void* key, int dtype, long tokens, long query_heads, long key_heads, long head_size,
+                   const int64_t* positions, const float* cos_sin, long max_position, long rotary_size, bool interleaved) {
+  return current->functions.rotary({query, key, dtype, tokens, query_heads, key_heads, head_size, positions, cos_sin,
+                                    max_position, rotary_size, interleaved});
+}
+
+const char* write_kv(const void* key, const void* value, void* cache, int dtype, long tokens, long num_blocks, long kv_heads,
+                     long block_size, long head_size, const int64_t* slots) {
+  return current->functions.write_kv({key, value, cache, dtype, tokens, kv_heads, head_size, num_blocks, block_size, slots});
+}
+
+// attention(query, query shape, dtype, cache, cache shape, query_start, seq_lens, block_tables, sequences, table_stride,
+//           scale, soft_cap or 0, window or 0, causal) -> tensor like query
+PyObject* attention(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+  AttentionCall call;
+  int64_t cache[kMaxDimensions];
+  long features;
+  if (!expect(count, 14)) return nullptr;
+  unpack(objects[0], call.query), unpack(objects[2], call.dtype), unpack(objects[3], call.cache);
+  unpack(objects[5], call.query_start), unpack(objects[6], call.seq_lens), unpack(objects[7], call.block_tables);
+  unpack(objects[8], call.sequences), unpack(objects[9], call.table_stride), unpack(objects[10], call.scale);
+  unpack(objects[11], call.soft_cap), unpack(objects[12], call.window), unpack(objects[13], call.causal);
+  if (PyErr_Occurred() || read_shape(objects[4], cache) < 0) return nullptr;
+  PyObject* tensor = make_like(objects[1], call.dtype, &call.out, call.tokens, features);
+  call.num_blocks = cache[0], call.kv_heads = cache[2], call.block_size = cache[3], call.head_size = cache[4];
+  call.heads = features / call.head_size;
+  return fill(tensor, [&] { return current->functions.attention(call); });
+}
+
+// --- the module -----------------------------------------------------------------------------------------------------
+
+// isas() -> names of the instruction sets this machine runs, best first
+PyObject* isas(PyObject*, PyObject*) {
+  PyObject* names = PyList_New(0);
+  for (const Isa& isa : kIsas)
+    if (names && isa.supported()) {
+      PyObject* name = PyUnicode_FromString(isa.name);
+      if (!name || PyList_Append(names, name) != 0) Py_CLEAR(names);
+      Py_XDECREF(name);
+    }
+  return names;
+}
+
+// select(name): makes an instruction set current
+PyObject* select(PyObject*, PyObject* name) {
+  const char* wanted = PyUnicode_AsUTF8(name);
+  if (!wanted) return nullptr;
+  for (const Isa& isa : kIsas)
+    if (isa.supported() && strcmp(isa.name, wanted) == 0) {
+      current = &isa;
+      Py_RETURN_NONE;
+    }
+  return PyErr_Format(PyExc_ValueError, "This machine does not run the instruction set %s.", wanted);
+}
+
+// set_importer(function): how a DLPack capsule becomes a MindSpore tensor
+PyObject* set_importer(PyObject*, PyObject* function) {
+  Py_INCREF(function);
+  Py_XSETREF(import_tensor, function);
+  Py_RETURN_NONE;
+}
+
+PyObject* threads(PyObject*, PyObject*) { return PyLong_FromLong(thread_count()); }
+PyObject* recycled(PyObject*, PyObject*) { return PyLong_FromSize_t(recycled_bytes()); }
+const char* set_threads(int count) { return set_thread_count(count), nullptr; }
+const char* limit_recycling(long bytes) { return set_recycling_limit(size_t(bytes)), nullptr; }
+
+#define FAST(name, function) {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, nullptr}
+PyMethodDef kMethods[] = {
+    {"isas", isas, METH_NOARGS, nullptr},
+    {"select", select, METH_O, nullptr},
+    {"set_importer", set_importer, METH_O, nullptr},
+    {"threads", threads, METH_NOARGS, nullptr},
+    {"recycled_bytes", recycled, METH_NOARGS, nullptr},
+    FAST("set_threads", bind<set_threads>),
+    FAST("set_recycling_limit", bind<limit_recycling>),
+    FAST("empty", empty),
+    FAST("new_weight", new_weight),
+    FAST("load_rows", bind<load_rows>),
+    FAST("embedding", embedding),
+    FAST("linear", linear),
+    FAST("linear_split", linear_split),
+    FAST("rms_norm", rms_norm),
+    FAST("gate_and_mul", gate_and_mul),
+    FAST("rotary", bind<rotary>),
+    FAST("write_kv", bind<write_kv>),
+    FAST("attention", attention),
+    {nullptr, nullptr, 0, nullptr},
+};
+#undef FAST
+
+PyModuleDef kModule = {PyModuleDef_HEAD_INIT, "_vllm_ms_cpu", nullptr, -1, kMethods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+}  // namespace vllm_ms
+
+PyMODINIT_FUNC PyInit__vllm_ms_cpu() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+#endif
+  for (const vllm_ms::Isa& isa : vllm_ms::kIsas)
+    if (!vllm_ms::current && isa.supported()) vllm_ms::current = &isa;
+  return PyModule_Create(&vllm_ms::kModule);
+}
