@@ -1,12 +1,9 @@
 """Everything that works around a fault outside this package; nothing else here patches anything.
 
-| what                              | why                                                         | until                      |
-| --------------------------------- | ----------------------------------------------------------- | -------------------------- |
-| `torch.accelerator.empty_cache`,  | vLLM's engine core calls them at shutdown; torch raises     | vLLM guards the calls      |
-| `torch.accelerator.`              | on hosts without an accelerator                             | (seen in 0.32.0)           |
-| `empty_host_cache`                |                                                             |                            |
-| MindSpore's first operator call   | its wheel is compiled against NumPy 1; under NumPy 2 the    | a MindSpore wheel built    |
-|                                   | first call prints 40 lines and may raise SystemError        | for NumPy 2 (seen in 2.10) |
+1. `torch.accelerator.empty_cache` and `empty_host_cache`: vLLM's engine core calls them when it shuts down, and torch
+   raises on hosts without an accelerator. Seen in vLLM 0.32.0; goes when vLLM guards the calls.
+2. MindSpore's first operator call: its wheel is compiled against NumPy 1, so that under NumPy 2 the first call prints
+   forty lines and may raise SystemError. Seen in MindSpore 2.10.0; goes with a wheel built for NumPy 2.
 """
 
 import contextlib

@@ -12,7 +12,7 @@ DEFAULT_CACHE = 4 * GIB
 RESERVE = 1 * GIB
 
 
-class OutOfMemory(ValueError):
+class InsufficientMemoryError(ValueError):
     """The model or its cache does not fit; the message has the numbers."""
 
 
@@ -29,9 +29,9 @@ def gib(size: int) -> str:
 
 
 def check_weights(needed: int, host: HostMemory) -> None:
-    """OutOfMemory unless `needed` bytes of weights fit beside the reserve."""
+    """InsufficientMemoryError unless `needed` bytes of weights fit beside the reserve."""
     if needed + RESERVE > host.available:
-        raise OutOfMemory(
+        raise InsufficientMemoryError(
             f"The model's weights need {gib(needed)} and {gib(RESERVE)} for working space, but only "
             f"{gib(host.available)} of this host's {gib(host.total)} memory is available; free memory, "
             f"or serve a smaller or quantized model."
@@ -46,12 +46,12 @@ def cache_size(
     `resident` is what this process holds already, `one_sequence` the cache of one sequence of maximal length, `most`
     that of as many such sequences as can run at once. `requested` (--kv-cache-memory-bytes) wins; otherwise it is
     `utilization` of the host's memory less `resident`; at the default utilization DEFAULT_CACHE or one sequence.
-    OutOfMemory if that does not fit, or cannot hold one sequence.
+    InsufficientMemoryError if that does not fit, or cannot hold one sequence.
     """
     free = host.available - RESERVE
     if requested is not None:
         if requested > free:
-            raise OutOfMemory(
+            raise InsufficientMemoryError(
                 f"--kv-cache-memory-bytes asks for {gib(requested)}, but only {gib(max(free, 0))} of this host's "
                 f"{gib(host.total)} memory is available; ask for less or free memory."
             )
@@ -60,7 +60,7 @@ def cache_size(
     if utilization == DEFAULT_UTILIZATION:
         size = min(size, max(DEFAULT_CACHE, one_sequence))
     if size < one_sequence:
-        raise OutOfMemory(
+        raise InsufficientMemoryError(
             f"The KV cache of one sequence of --max-model-len tokens needs {gib(one_sequence)}, but only "
             f"{gib(max(size, 0))} is left for it ({gib(host.available)} of {gib(host.total)} available, "
             f"--gpu-memory-utilization {utilization}); lower --max-model-len or free memory."

@@ -124,7 +124,7 @@ def refusals(vllm_config: "VllmConfig") -> Iterator[str]:
     if model.is_multimodal_model:
         yield f"{model.architectures[0]} takes images or audio, which are not supported yet; serve a text model."
     if model.quantization is not None:
-        yield f"The checkpoint is quantized ({model.quantization}), which is not supported yet; use one in bf16, fp16 or fp32."
+        yield f"Quantization ({model.quantization}) is not supported yet; serve a checkpoint in bf16, fp16 or fp32."
     if vllm_config.cache_config.cache_dtype not in ("auto", str(model.dtype).removeprefix("torch.")):
         yield (
             f"--kv-cache-dtype {vllm_config.cache_config.cache_dtype} is not supported: the cache has the model's "

@@ -22,7 +22,7 @@ BUILT_IN = {
 _classes: dict[str, type] = {}
 
 
-class UnsupportedArchitecture(ValueError):
+class UnsupportedArchitectureError(ValueError):
     """No model of that architecture is known."""
 
 
@@ -59,10 +59,10 @@ def architectures() -> list[str]:
 
 
 def check(architecture: str) -> None:
-    """Raise UnsupportedArchitecture, listing the supported ones, unless `architecture` is known."""
+    """Raise UnsupportedArchitectureError, listing the supported ones, unless `architecture` is known."""
     known = architectures()
     if architecture not in known:
-        raise UnsupportedArchitecture(
+        raise UnsupportedArchitectureError(
             f"Architecture {architecture} has no MindSpore implementation here; supported are {', '.join(known)}. "
             f"Another package can add one through the entry-point group {ENTRY_POINT_GROUP}."
         )
@@ -75,7 +75,7 @@ def lookup(architecture: str) -> type:
         module = BUILT_IN.get(architecture) or _third_party()[architecture]
         import_module(module)
         if architecture not in _classes:
-            raise UnsupportedArchitecture(
+            raise UnsupportedArchitectureError(
                 f"{module} is named for {architecture} but registers no class for it: "
                 f'decorate the class with @register_model("{architecture}").'
             )

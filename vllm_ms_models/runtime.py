@@ -62,6 +62,4 @@ def start(dtype: str) -> None:
     from vllm_ms_models import kernels
 
     kernels.use(kernels.choose(target))
-    logger.info(
-        "MindSpore %s on %s, kernels: %s, dtype: %s", ms.__version__, target, kernels.get().describe(), dtype
-    )
+    logger.info("MindSpore %s on %s, kernels: %s, dtype: %s", ms.__version__, target, kernels.get().describe(), dtype)

@@ -6,20 +6,14 @@ from typing import NoReturn
 import psutil
 import torch
 from vllm.platforms import current_platform
-from vllm.utils.cpu_resource_utils import get_memory_node_info
 from vllm.utils.gc_utils import freeze_gc_heap
 from vllm.utils.torch_utils import set_random_seed
 from vllm.v1.worker.gpu_worker import Worker, init_worker_distributed_environment
 from vllm.v1.worker.worker_base import CompilationTimes
 
 from vllm_ms_models import memory, runtime
+from vllm_ms_models.bridge.host import host_memory
 from vllm_ms_models.model_runner import MindSporeModelRunner
-
-
-def host_memory() -> memory.HostMemory:
-    """Of the host, or of the container where that is less."""
-    info = get_memory_node_info()
-    return memory.HostMemory(info.total_memory, info.available_memory)
 
 
 class MindSporeWorker(Worker):

@@ -46,7 +46,7 @@ class MindSporeAttentionBackend(AttentionBackend):
     """Tells vLLM what our attention takes: any head size, our own cache layout, sliding windows."""
 
     supported_dtypes = [torch.bfloat16, torch.float16, torch.float32]  # noqa: RUF012 (vLLM's own declaration)
-    supported_kv_cache_dtypes = ["auto", "bfloat16", "float16"]  # type: ignore[list-item]  # noqa: RUF012
+    supported_kv_cache_dtypes = ["auto", "bfloat16", "float16"]  # noqa: RUF012
 
     @staticmethod
     def get_name() -> str:

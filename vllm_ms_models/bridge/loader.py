@@ -2,7 +2,10 @@
 
 import logging
 import os
+from math import prod
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from vllm.config import ModelConfig
 from vllm.model_executor.model_loader import BaseModelLoader
@@ -11,7 +14,12 @@ from vllm.model_executor.model_loader.weight_utils import (
     maybe_download_from_modelscope,
 )
 
+from vllm_ms_models import memory
+from vllm_ms_models.bridge.host import host_memory
 from vllm_ms_models.bridge.model import CausalLMShell
+
+if TYPE_CHECKING:
+    from vllm_ms_models.checkpoint.slots import Slot
 
 logger = logging.getLogger("vllm.ms_models")
 
@@ -51,18 +59,13 @@ class SafetensorsLoader(BaseModelLoader):
         from vllm_ms_models import checkpoint
 
         assert isinstance(model, CausalLMShell)
+        slots = _fitting_slots(model)
         ignored = list(COMPUTED)
         if model_config.hf_text_config.tie_word_embeddings:
             ignored.append("lm_head.weight")
-        report = checkpoint.load(
-            self._folder(model_config),
-            model.slots(),
-            ignored=ignored,
-            progress=self.load_config.use_tqdm_on_load,
-        )
-        logger.info(
-            "Read %d tensors, %.2f GiB, in %.1f s.", report.tensors, report.bytes_read / 2**30, report.seconds
-        )
+        folder = self._folder(model_config)
+        report = checkpoint.load(folder, slots, ignored=ignored, progress=self.load_config.use_tqdm_on_load)
+        logger.info("Read %d tensors, %.2f GiB, in %.1f s.", report.tensors, report.bytes_read / 2**30, report.seconds)
 
 
 class DummyLoader(BaseModelLoader):
@@ -72,14 +75,21 @@ class DummyLoader(BaseModelLoader):
         """Nothing to download."""
 
     def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
-        import numpy as np
-
         assert isinstance(model, CausalLMShell)
         values = np.random.default_rng(0).uniform(-0.05, 0.05, 1_000_003).astype(np.float32)
-        for slot in model.slots():
-            slot.load(np.resize(values, _part_shape(slot.shape, slot.index)))
+        for slot in _fitting_slots(model):
+            slot.load(np.resize(values, _part_shape(slot)))
 
 
-def _part_shape(shape: tuple[int, ...], index: tuple[slice, ...]) -> tuple[int, ...]:
-    taken = [len(range(*part.indices(size))) for part, size in zip(index, shape, strict=False)]
-    return (*taken, *shape[len(taken) :])
+def _fitting_slots(model: CausalLMShell) -> list["Slot"]:
+    """The model's slots, if there is memory for what they load (storage is allocated, but not touched before)."""
+    slots = list(model.slots())
+    elements = sum(prod(_part_shape(slot)) for slot in slots)
+    memory.check_weights(elements * model.dtype.itemsize, host_memory())
+    return slots
+
+
+def _part_shape(slot: "Slot") -> tuple[int, ...]:
+    """Shape of the part that this rank reads."""
+    taken = [len(range(*part.indices(size))) for part, size in zip(slot.index, slot.shape, strict=False)]
+    return (*taken, *slot.shape[len(taken) :])

@@ -15,9 +15,10 @@ def register() -> None:
 
     if not isinstance(current_platform, MindSporePlatform):
         device = os.environ.get("VLLM_TARGET_DEVICE")
-        reason = f"VLLM_TARGET_DEVICE={device} makes it ignore them; unset it" if device else "another one is active"
+        reason = f"VLLM_TARGET_DEVICE={device} makes it ignore plugins, unset it" if device else "another one is active"
         raise RuntimeError(
-            f"vLLM did not choose the platform plugin of vllm-ms-models: {reason}, or set VLLM_PLUGINS to run without it."
+            f"vLLM did not choose the platform plugin of vllm-ms-models: {reason}; "
+            f"or, to run without it, set VLLM_PLUGINS to the plugins that you want."
         )
     compat.make_accelerator_calls_harmless()
     from vllm_ms_models.bridge.loader import DummyLoader, SafetensorsLoader
@@ -27,4 +28,3 @@ def register() -> None:
         ModelRegistry.register_model(architecture, shell(architecture))
     register_model_loader("mindspore")(SafetensorsLoader)
     register_model_loader("mindspore_dummy")(DummyLoader)
-

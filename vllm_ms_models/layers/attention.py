@@ -38,6 +38,4 @@ class Attention(nn.Cell):
         """`[tokens, heads * head_size]` queries, `[tokens, kv_heads * head_size]` keys and values -> as queries."""
         view = batch.caches[self.name]
         self.kernels.write_kv(key, value, self.cache, view.slots)
-        return self.kernels.paged_attention(
-            query, self.cache, view.sequences, self.scale, self.window, self.soft_cap
-        )
+        return self.kernels.paged_attention(query, self.cache, view.sequences, self.scale, self.window, self.soft_cap)

@@ -60,10 +60,10 @@ class ParallelLMHead(nn.Cell):
         super().__init__()
         self.group = context.tensor_parallel
         self.kernels = kernels.get()
-        self.weight = tied_to.weight if tied_to is not None else None
+        self.tied_weight = None if tied_to is None else tied_to.weight
         self.scheme = None
         if tied_to is None:
-            rows, stored = vocabulary_rows(vocab_size, self.group)
+            rows, _ = vocabulary_rows(vocab_size, self.group)
             part = Part(name, (vocab_size, hidden_size), rows, slice(0, hidden_size))
             self.scheme = context.quantization.linear([part], False, context.dtype)
 
@@ -72,8 +72,9 @@ class ParallelLMHead(nn.Cell):
             yield from self.scheme.slots()
 
     def construct(self, hidden: Tensor) -> Tensor:
-        if self.scheme is None:
-            logits = self.kernels.linear(hidden, self.weight, dtype=ms.float32)
-        else:
+        if self.scheme is not None:
             logits = self.scheme.multiply(hidden, ms.float32)
+        else:
+            assert self.tied_weight is not None
+            logits = self.kernels.linear(hidden, self.tied_weight, dtype=ms.float32)
         return self.group.all_gather(logits)

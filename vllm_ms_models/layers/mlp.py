@@ -11,7 +11,13 @@ class GatedMLP(nn.Cell):
     """`down(activation(gate(x)) * up(x))`, `[tokens, hidden]` -> `[tokens, hidden]`."""
 
     def __init__(
-        self, prefix: str, hidden_size: int, intermediate_size: int, hidden_act: str, context: ModelContext, bias: bool = False
+        self,
+        prefix: str,
+        hidden_size: int,
+        intermediate_size: int,
+        hidden_act: str,
+        context: ModelContext,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         names = [f"{prefix}.gate_proj", f"{prefix}.up_proj"]

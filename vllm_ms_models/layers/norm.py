@@ -35,7 +35,7 @@ class AddRMSNorm(RMSNorm):
     Without a residual, `x` starts the stream.
     """
 
-    def construct(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    def construct(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         if residual is None:
             return self.kernels.rms_norm(x, self.weight, self.eps), x
         return self.kernels.add_rms_norm(x, residual, self.weight, self.eps)

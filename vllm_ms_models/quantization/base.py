@@ -1,7 +1,7 @@
 """How a linear stores its weight and multiplies by it: the one door through which quantization enters a model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -74,7 +74,7 @@ class LinearScheme(ABC):
             first += part.out_features
 
 
-def _store(target: np.ndarray):  # type: ignore[no-untyped-def]
+def _store(target: np.ndarray) -> Callable[[np.ndarray], None]:
     def load(source: np.ndarray) -> None:
         target[...] = source
 
