@@ -139,7 +139,7 @@ def _reporting(progress: Progress, total: int) -> Iterator[Callable[[int], objec
     if progress is False:
         yield lambda nbytes: None
     elif progress is True:
-        from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
+        from tqdm import tqdm
 
         with tqdm(total=total, desc="Loading weights", unit="B", unit_scale=True, unit_divisor=1024) as bar:
             yield bar.update

@@ -8,19 +8,19 @@ bfloat16 as other bits copies the whole tensor. Hence CPU only, with blocking la
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
+import mindspore as ms
 import ml_dtypes
 import numpy as np
 from mindspore import Tensor, mint, ops
-from mindspore import dtype as mstype
 
 from vllm_ms_models.kernels.interface import Kernels, PagedSequences, Weight
 
 _NUMPY = {
-    mstype.float32: np.dtype(np.float32),
-    mstype.float16: np.dtype(np.float16),
-    mstype.bfloat16: np.dtype(ml_dtypes.bfloat16),
+    ms.float32: np.dtype(np.float32),
+    ms.float16: np.dtype(np.float16),
+    ms.bfloat16: np.dtype(ml_dtypes.bfloat16),
 }
 _WEIGHT_CHUNK = 1 << 21  # weight elements widened to float32 at a time: 8 MB, which a last-level cache holds
 _SCORE_CHUNK = 1 << 24  # attention scores at a time: 64 MB
@@ -52,7 +52,7 @@ def _memory(tensor: Tensor) -> np.ndarray:
     return np.asarray(_Buffer(tensor)).view(dtype)
 
 
-def _cast(x: Tensor, dtype: Any) -> Tensor:
+def _cast(x: Tensor, dtype: ms.Type) -> Tensor:
     """`x.astype(dtype)` between float dtypes, to nearest even: the Cast operator is ten times slower in bfloat16."""
     if x.dtype == dtype:
         return x
@@ -69,7 +69,7 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def _float32(x: Tensor) -> Tensor:
-    return _cast(x, mstype.float32)
+    return _cast(x, ms.float32)
 
 
 def _overwrite(target: Tensor, value: Tensor) -> None:
@@ -102,7 +102,7 @@ class ReferenceKernels(Kernels):
 
     # --- weights -----------------------------------------------------------------------------------------------
 
-    def new_weight(self, sizes: Sequence[int], in_features: int, dtype: Any) -> Weight:
+    def new_weight(self, sizes: Sequence[int], in_features: int, dtype: ms.Type) -> Weight:
         """The values are kept row by row, `[sum(sizes), in_features]` in `dtype`."""
         _require(dtype in _NUMPY, f"a weight is float32, float16 or bfloat16, not {dtype}")
         data = mint.empty((sum(sizes), in_features), dtype=dtype)
@@ -125,19 +125,22 @@ class ReferenceKernels(Kernels):
 
     # --- dense -------------------------------------------------------------------------------------------------
 
-    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None, dtype: Any = None) -> Tensor:
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None, dtype: ms.Type | None = None) -> Tensor:
         return _cast(self._product(x, weight, bias), x.dtype if dtype is None else dtype)
 
     def linear_split(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> tuple[Tensor, ...]:
-        parts = mint.split(self._product(x, weight, bias), list(weight.sizes), 1)
-        return tuple(_cast(part.contiguous(), x.dtype) for part in parts)
+        product = _memory(self._product(x, weight, bias))
+        parts = tuple(mint.empty((x.shape[0], size), dtype=x.dtype) for size in weight.sizes)
+        for part, columns in zip(parts, np.split(product, np.cumsum(weight.sizes)[:-1], 1), strict=True):
+            _copy(_memory(part), columns)
+        return parts
 
     def _product(self, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
         """`x @ weight.T + bias` in float32."""
         features = weight.in_features
         _require(x.ndim == 2 and x.shape[1] == features, f"expected [tokens, {features}], got {x.shape}")
         if x.shape[0] == 0:
-            return mint.empty((0, weight.out_features), dtype=mstype.float32)
+            return mint.empty((0, weight.out_features), dtype=ms.float32)
         x = _float32(x)
         products = [self._matmul_bt(x, rows) for rows in self._float32_rows(weight)]
         result = products[0] if len(products) == 1 else ops.concat(products, 1)
@@ -146,14 +149,14 @@ class ReferenceKernels(Kernels):
     @staticmethod
     def _float32_rows(weight: Weight) -> Iterator[Tensor]:
         """The rows of `weight` in float32, a chunk at a time, so that only a chunk exists twice."""
-        if weight.dtype == mstype.float32:
+        if weight.dtype == ms.float32:
             yield weight.data
             return
         memory = _memory(weight.data)
         step = max(1, _WEIGHT_CHUNK // weight.in_features)
         for first in range(0, weight.out_features, step):
             source = memory[first : first + step]
-            rows = mint.empty(source.shape, dtype=mstype.float32)
+            rows = mint.empty(source.shape, dtype=ms.float32)
             _copy(_memory(rows), source)
             yield rows
 

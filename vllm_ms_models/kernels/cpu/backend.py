@@ -254,6 +254,15 @@ def _handle(weight: Weight) -> int:
     return weight.handle
 
 
+def _thread_limit() -> int:
+    """OMP_NUM_THREADS as the user set it (the first level of a list such as `4,2`), or 0.
+
+    `os.environ` is how the process was started; MindSpore changes the C environment behind it.
+    """
+    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return min(int(text), 1024) if text.isdecimal() else 0
+
+
 _module: Any = None
 
 
@@ -263,5 +272,6 @@ def load_module() -> Any:
     if _module is None:
         module = load()
         module.set_importer(TensorPy.from_dlpack)
+        module.set_thread_limit(_thread_limit())
         _module = module
     return _module

@@ -363,6 +363,7 @@ PyObject* set_importer(PyObject*, PyObject* function) {
 PyObject* threads(PyObject*, PyObject*) { return PyLong_FromLong(thread_count()); }
 PyObject* recycled(PyObject*, PyObject*) { return PyLong_FromSize_t(recycled_bytes()); }
 const char* set_threads(int count) { return set_thread_count(count), nullptr; }
+const char* limit_threads(int count) { return set_thread_limit(count), nullptr; }
 const char* limit_recycling(long bytes) { return set_recycling_limit(size_t(bytes)), nullptr; }
 
 #define FAST(name, function) {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, nullptr}
@@ -373,6 +374,7 @@ PyMethodDef kMethods[] = {
     {"threads", threads, METH_NOARGS, nullptr},
     {"recycled_bytes", recycled, METH_NOARGS, nullptr},
     FAST("set_threads", bind<set_threads>),
+    FAST("set_thread_limit", bind<limit_threads>),
     FAST("set_recycling_limit", bind<limit_recycling>),
     FAST("empty", empty),
     FAST("new_weight", new_weight),

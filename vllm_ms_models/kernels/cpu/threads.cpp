@@ -16,8 +16,9 @@
 // `state` holds everything that must change together: | generation (32 bits) | open (1 bit) | joined (31 bits) |.
 // The low word is the futex that sleepers wait on together with a separate counter of sleepers.
 //
-// The size of the pool is the number of CPUs in the affinity mask, or OMP_NUM_THREADS if that is smaller; it is read at
-// the first call. Workers are detached threads: they end with the process. fork() copies only the calling thread, so
+// The size of the pool is the number of CPUs in the affinity mask at the first call, or OMP_NUM_THREADS if that is smaller.
+// Python reads the variable and passes it on: MindSpore sets OMP_NUM_THREADS=1 in the C environment when it is imported,
+// so getenv() here would not see what the user said. Workers are detached threads: they end with the process. fork() copies only the calling thread, so
 // the child forgets the pool (pthread_atfork) and builds its own at its first call.
 
 #include "threads.h"
@@ -63,7 +64,7 @@ struct Worker {
 
 std::atomic<Pool*> active{nullptr};
 std::atomic<bool> busy{false};
-std::atomic<int> forced{0};
+std::atomic<int> forced{0}, limit{0};
 
 void relax() {
 #if defined(__x86_64__)
@@ -130,10 +131,8 @@ int wanted_threads() {
   if (int count = forced.load()) return count;
   cpu_set_t mask;
   int count = sched_getaffinity(0, sizeof(mask), &mask) == 0 ? CPU_COUNT(&mask) : int(sysconf(_SC_NPROCESSORS_ONLN));
-  if (const char* text = getenv("OMP_NUM_THREADS")) {
-    long limit = strtol(text, nullptr, 10);  // "4,2" means 4 at the outer level
-    if (limit > 0 && limit < count) count = int(limit);
-  }
+  int most = limit.load();
+  if (most > 0 && most < count) count = most;
   return count < 1 ? 1 : count > kMaxThreads ? kMaxThreads : count;
 }
 
@@ -215,6 +214,8 @@ int thread_count() {
   Pool* current = active.load(std::memory_order_acquire);
   return current ? current->threads : wanted_threads();
 }
+
+void set_thread_limit(int count) { limit.store(count < 0 ? 0 : count); }
 
 void set_thread_count(int count) {
   while (busy.exchange(true, std::memory_order_acquire)) sched_yield();

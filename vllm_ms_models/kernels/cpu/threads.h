@@ -13,7 +13,10 @@ void run_chunks(long chunks, void (*body)(void* context, long chunk, int thread)
 // Threads a call uses, the calling one included.
 int thread_count();
 
-// Forces the number of threads (>= 1); 0 returns to the affinity mask and OMP_NUM_THREADS.
+// Most threads a pool created from now on may have (OMP_NUM_THREADS); 0: as many as the affinity mask has CPUs.
+void set_thread_limit(int count);
+
+// Forces the number of threads (>= 1); 0 returns to affinity mask and limit.
 void set_thread_count(int count);
 
 // At least `bytes` bytes of memory aligned to 64, private to the calling thread, kept until the thread ends.
