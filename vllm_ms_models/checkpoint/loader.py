@@ -112,16 +112,14 @@ def _matches(name: str, patterns: Sequence[Pattern]) -> bool:
 
 def _load_file(reader: Reader, plan: Plan, buffer: Bytes, report: Callable[[int], object]) -> None:
     """Loads what is wanted of one file. While a slot works on its part, the kernel reads the next ones."""
-    requested = ahead = 0
-    for number, (slot, region) in enumerate(plan):
-        array = reader.read(region, buffer)
-        if requested > number:
-            ahead -= region.nbytes
-        requested = max(requested, number + 1)
-        while requested < len(plan) and ahead < AHEAD_BYTES:
+    requested = ahead = 0  # the parts before number `requested` were asked for; `ahead` bytes of them are to be read
+    for slot, region in plan:
+        while requested < len(plan) and ahead < AHEAD_BYTES + region.nbytes:
             reader.prefetch(plan[requested][1])
             ahead += plan[requested][1].nbytes
             requested += 1
+        array = reader.read(region, buffer)
+        ahead -= region.nbytes
         try:
             slot.load(array)
         except Exception as error:

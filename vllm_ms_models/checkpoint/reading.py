@@ -23,7 +23,7 @@ CHUNK_BYTES = 4 << 20
 WORTH_SKIPPING_BYTES = 256 << 10
 """Runs or gaps from this size on are read one by one; below, reading through the gaps is faster."""
 AHEAD_BYTES = 64 << 20
-"""How much the kernel is asked to bring in while `Slot.load` works."""
+"""Beyond what is being read, the kernel is asked to bring in parts of this size together, and one more at most."""
 ADVICE_BYTES = 1 << 20
 """Kernels cut one request for read-ahead to about this size."""
 
@@ -131,9 +131,9 @@ class Reader:
         return data.view(DTYPES[region.tensor.dtype]).reshape(region.shape)
 
     def prefetch(self, region: Region) -> None:
-        """Asks the kernel to bring in the beginning of `region`, unless it is cached. Never fails."""
+        """Asks the kernel to bring in `region`, unless it is cached. Never fails."""
         for begin, length in _dense_parts(region):
-            end = begin + min(length, AHEAD_BYTES)
+            end = begin + length
             try:
                 if _is_cached(self.fd, end - 1):
                     continue
