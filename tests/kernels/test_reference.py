@@ -323,21 +323,35 @@ def test_long_prefill_in_chunks(kernels: Kernels, monkeypatch: pytest.MonkeyPatc
     """Queries taken a few at a time give what they give together."""
     monkeypatch.setattr("vllm_ms_models.kernels.reference._SCORE_CHUNK", 300)
     rng = np.random.default_rng(0)
-    lengths = np.array([40, 23])
-    cache = normal(rng, kernels.cache_shape(17, 4, 2, 8), ms.float32)
-    tables = (rng.permutation(16) + 1)[:16].reshape(1, 16)
-    paged = ref.Paged(
-        cache,
-        np.array([0, 37, 37 + 23], np.int32),
-        lengths.astype(np.int32),
-        np.stack((np.pad(tables[0, :10], (0, 2)), np.pad(tables[0, 10:], (0, 6)))).astype(np.int32),
-    )
+    cache = normal(rng, kernels.cache_shape(16, 4, 2, 8), ms.float32)
+    blocks = rng.permutation(16)
+    tables = np.stack((blocks[:10], np.pad(blocks[10:], (0, 4))))
+    paged = ref.Paged(cache, *(np.array(array, np.int32) for array in ([0, 37, 60], [40, 23], tables)))
     query = normal(rng, (60, 32), ms.float32)
     for options in ((0.3, None, None, True), (0.3, 5, 20.0, True), (0.3, 6, None, False)):
         got = kernels.paged_attention(
             to_tensor(query, ms.float32), to_tensor(cache, ms.float32), paged.tensors(), *options
         )
         ref.assert_close(got, ref.attention(query, paged, *options), ms.float32)
+
+
+def test_wrong_shapes_are_refused(kernels: Kernels) -> None:
+    weight, ones = kernels.new_weight([3], 4, ms.float32), to_tensor(np.ones(4), ms.float32)
+    x, wide = to_tensor(np.ones((2, 4)), ms.float32), to_tensor(np.ones((2, 5)), ms.float32)
+    cache = to_tensor(np.zeros(kernels.cache_shape(2, 4, 1, 4)), ms.float32)
+    for call in (
+        lambda: kernels.linear(wide, weight),
+        lambda: kernels.linear_split(wide, weight),
+        lambda: kernels.rms_norm(wide, ones, 1e-6),
+        lambda: kernels.add_rms_norm(x, wide, ones, 1e-6),
+        lambda: kernels.silu_and_mul(x, wide),
+        lambda: kernels.gelu_and_mul(x, wide, True),
+        lambda: kernels.rotary(x, x, Tensor(np.arange(2)), to_tensor(np.ones((2, 6)), ms.float32), 4, False),
+        lambda: kernels.write_kv(x, x, cache, Tensor(np.arange(3))),
+        lambda: kernels.write_kv(x, x, to_tensor(to_array(cache), ms.float16), Tensor(np.arange(2))),
+    ):
+        with pytest.raises(ValueError):
+            call()
 
 
 # --- in general ------------------------------------------------------------------------------------------------
@@ -377,10 +391,6 @@ def test_same_input_same_bits(kernels: Kernels) -> None:
     weight = make_weight(kernels, normal(rng, (500, 257), ms.float32), [500], ms.float32)
     first, second = (to_array(kernels.linear(x, weight)) for _ in range(2))
     np.testing.assert_array_equal(first, second)
-
-
-def test_names(kernels: Kernels) -> None:
-    assert kernels.name and kernels.describe()
 
 
 def test_description() -> None:

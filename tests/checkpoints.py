@@ -1,0 +1,88 @@
+"""Small checkpoints with random weights, written by transformers itself.
+
+Each differs from what transformers initialises in two ways, or a parity test would be blind: biases are not zero and
+norm weights are not one; and the weights are large, so that logits are well apart and attention is far from uniform.
+"""
+
+import atexit
+import functools
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config
+
+_CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
+    "qwen2": Qwen2Config,
+    "llama": LlamaConfig,
+    "mistral": MistralConfig,
+}
+
+# A tiny decoder; 211 is odd and prime, and no token ends a generation.
+_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 211,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+
+@functools.cache
+def _root() -> Path:
+    folder = tempfile.mkdtemp(prefix="vllm_ms_models_checkpoints_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def config(family: str, **options: Any) -> PreTrainedConfig:
+    """The config of a tiny model; `options` go over the defaults."""
+    return _CONFIGS[family](**(_DEFAULTS | options))
+
+
+def random_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> torch.nn.Module:
+    """A model with reproducible random weights: the same ones in each dtype, but for rounding."""
+    settings = config(family, **options)
+    generator = torch.Generator().manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if weight.ndim == 1:
+                weight.copy_(noise * 0.5 if name.endswith(".bias") else 1 + noise * 0.2)
+            else:
+                weight.copy_(noise * settings.initializer_range)
+    return model.to(dtype).eval()
+
+
+def checkpoint(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> Path:
+    """Folder of a checkpoint of `random_model`, written once in this process and removed at its end.
+
+    `family` is qwen2, llama or mistral; `options` are those of its config. Sharded with `max_shard_size`.
+    """
+    return _write(family, seed, dtype, json.dumps(options, sort_keys=True))
+
+
+@functools.cache
+def _write(family: str, seed: int, dtype: torch.dtype, options: str) -> Path:
+    settings = json.loads(options)
+    shard = settings.pop("max_shard_size", "5GB")
+    folder = Path(tempfile.mkdtemp(prefix=f"{family}_", dir=_root()))
+    random_model(family, seed, dtype, **settings).save_pretrained(folder, max_shard_size=shard)
+    return folder
+
+
+def random_prompts(lengths: list[int], vocab_size: int = _DEFAULTS["vocab_size"], seed: int = 0) -> list[list[int]]:
+    """One prompt of random token ids for each length."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(vocab_size, (length,), generator=generator).tolist() for length in lengths]

@@ -1,0 +1,33 @@
+"""The C++ kernels against the definitions in `references.py`, and against each other, for every instruction set here.
+
+All tests of the reference back end run again on these: `from test_reference import *` brings them into this module, where
+the fixture `kernels` is the C++ back end. The bounds are derived there from float32 arithmetic in any order of summation,
+which covers the products of bfloat16 pairs as well: `vdpbf16ps` multiplies exactly and adds in float32.
+"""
+
+from typing import Any
+
+import pytest
+from test_reference import *  # noqa: F403
+
+from vllm_ms_models.kernels.cpu import CpuKernels, KernelBuildError
+from vllm_ms_models.kernels.cpu.backend import load_module
+
+try:
+    ISAS = load_module().isas()
+except KernelBuildError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+
+@pytest.fixture(scope="module", params=ISAS)
+def kernels(request: pytest.FixtureRequest) -> CpuKernels:
+    return CpuKernels(request.param)
+
+
+def test_names(kernels: Any) -> None:
+    assert kernels.name == "cpu"
+    assert kernels.describe().startswith("C++ (")
+
+
+def test_description() -> None:
+    assert "thread" in CpuKernels().describe()

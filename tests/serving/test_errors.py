@@ -1,0 +1,218 @@
+"""What cannot be served ends in one sentence that names the thing and the remedy, and in nothing that serves."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.checkpoints import checkpoint
+from tests.engines import engine
+from tests.servers import VLLM
+
+Damage = Callable[[Path], object]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A sound tiny Llama of two shards, to be damaged."""
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("llama", max_shard_size="200KB"), folder)
+    assert len(shards(folder)) > 1
+    return folder
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("model-*.safetensors"))
+
+
+def edit_config(**values: Any) -> Damage:
+    def edit(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return edit
+
+
+def edit_tensors(change: Callable[[dict[str, np.ndarray]], object]) -> Damage:
+    """Change the tensors of the first shard, and the index with them."""
+
+    def edit(folder: Path) -> None:
+        shard, index = shards(folder)[0], folder / "model.safetensors.index.json"
+        tensors = load_file(shard)
+        before = set(tensors)
+        change(tensors)
+        save_file(tensors, shard)
+        content = json.loads(index.read_text())
+        for name in before - set(tensors):
+            del content["weight_map"][name]
+        content["weight_map"] |= {name: shard.name for name in tensors}
+        index.write_text(json.dumps(content))
+
+    return edit
+
+
+def truncate(folder: Path) -> None:
+    os.truncate(shards(folder)[1], shards(folder)[1].stat().st_size - 100)
+
+
+def corrupt(folder: Path) -> None:
+    with shards(folder)[0].open("r+b") as file:
+        file.seek(8)
+        file.write(b"\xff" * 40)
+
+
+def pickle_only(folder: Path) -> None:
+    for file in [*shards(folder), folder / "model.safetensors.index.json"]:
+        file.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"not even a pickle")
+
+
+EMBEDDING = "model.embed_tokens.weight"
+
+BROKEN: dict[str, tuple[Damage, str]] = {
+    "missing shard": (lambda folder: shards(folder)[1].unlink(), r"model-00002-of-.*safetensors"),
+    "missing tensor": (edit_tensors(lambda tensors: tensors.pop(EMBEDDING)), EMBEDDING),
+    "unexpected tensor": (
+        edit_tensors(lambda tensors: tensors.update({"model.extra.weight": np.zeros(3, np.float32)})),
+        r"model\.extra\.weight",
+    ),
+    "wrong shape": (
+        edit_tensors(lambda tensors: tensors.update({EMBEDDING: np.zeros((211, 63), np.float32)})),
+        rf"{EMBEDDING}.*\(?211, 63",
+    ),
+    "wrong dtype": (
+        edit_tensors(lambda tensors: tensors.update({EMBEDDING: np.zeros((211, 64), np.int32)})),
+        rf"{EMBEDDING}.*I32",
+    ),
+    "truncated": (truncate, r"model-00002-of-.*safetensors"),
+    "corrupt": (corrupt, r"model-00001-of-.*safetensors"),
+    "pickle": (pickle_only, r"safetensors"),
+    "architecture": (
+        edit_config(architectures=["GPT2LMHeadModel"]),
+        r"GPT2LMHeadModel has no MindSpore implementation.*LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM",
+    ),
+    "activation": (edit_config(hidden_act="relu"), r"Activation 'relu'.*supported are silu"),
+    "quantized": (
+        edit_config(quantization_config={"quant_method": "fp8", "activation_scheme": "dynamic"}),
+        r"Quantization \(fp8\) is not supported yet",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_checkpoint(model: Path, case: str) -> None:
+    damage, sentence = BROKEN[case]
+    damage(model)
+    with pytest.raises(Exception, match=re.compile(sentence, re.S)), engine(model):
+        pass
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "--tensor-parallel-size": ({"tensor_parallel_size": 2}, r"--tensor-parallel-size 2 is not supported yet; use 1"),
+    "--enable-lora": ({"enable_lora": True}, r"--enable-lora is not supported yet"),
+    "--runner": ({"runner": "pooling"}, r"--runner pooling is not supported yet"),
+    "--load-format": ({"load_format": "pt"}, r"--load-format pt is not supported.*safetensors"),
+    "--kv-cache-dtype": ({"kv_cache_dtype": "fp8"}, r"--kv-cache-dtype fp8 is not supported"),
+    "--model-impl": ({"model_impl": "transformers"}, r"--model-impl transformers"),
+    "--speculative-config": (
+        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}},
+        r"--speculative-config is not supported yet",
+    ),
+    "--max-model-len": ({"max_model_len": 4096}, r"4096.*512"),
+    "--dtype": ({"dtype": "float64"}, r"float64"),
+    "cache too large": ({"kv_cache_memory_bytes": 2**50}, r"--kv-cache-memory-bytes asks for 1048576.00 GiB, but only"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_option(case: str) -> None:
+    options, sentence = REFUSED[case]
+    with pytest.raises(Exception, match=re.compile(sentence, re.S)), engine(checkpoint("llama"), **options):
+        pass
+
+
+def test_rope_type_is_refused(model: Path) -> None:
+    edit_config(rope_parameters={"rope_type": "spiral", "rope_theta": 1e4, "factor": 2.0})(model)
+    with pytest.raises(Exception, match=r"spiral"), engine(model):
+        pass
+
+
+def test_length_beyond_the_rope_is_refused_even_when_vllm_is_told_to_allow_it() -> None:
+    allow = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
+    sentence = r"--max-model-len 4096 is beyond the 512 positions.*use 512 or less"
+    with pytest.raises(ValueError, match=sentence), engine(checkpoint("llama"), env=allow, max_model_len=4096):
+        pass
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm_ms_models import memory
+    from vllm_ms_models.bridge import loader
+
+    monkeypatch.setattr(loader, "host_memory", lambda: memory.HostMemory(8 * memory.GIB, memory.GIB))
+    with pytest.raises(ValueError, match=r"weights need 0\.00 GiB.*1\.00 GiB of this host's 8\.00 GiB"), engine(model):
+        pass
+
+
+def test_cache_that_cannot_hold_one_sequence_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm_ms_models import memory, worker
+
+    monkeypatch.setattr(worker, "host_memory", lambda: memory.HostMemory(8 * memory.GIB, memory.GIB + 10))
+    sentence = r"KV cache of one sequence.*needs 0\.00 GiB.*lower --max-model-len"
+    with pytest.raises(ValueError, match=sentence), engine(model, kv_cache_memory_bytes=None):
+        pass
+
+
+@pytest.mark.serving
+@pytest.mark.parametrize(
+    ("damage", "env", "sentence"),
+    [
+        (edit_tensors(lambda tensors: tensors.pop(EMBEDDING)), {}, EMBEDDING),
+        (lambda _: None, {"VLLM_TARGET_DEVICE": "cpu"}, "VLLM_TARGET_DEVICE=cpu makes it ignore plugins, unset it"),
+        (lambda _: None, {"VLLM_MS_DEVICE": "ascend"}, "this host has no Ascend device; set VLLM_MS_DEVICE=cpu"),
+    ],
+)
+def test_server_ends_with_the_sentence_and_a_status(
+    model: Path, damage: Damage, env: dict[str, str], sentence: str
+) -> None:
+    damage(model)
+    done = subprocess.run(
+        [VLLM, "serve", str(model), "--port", "0", "--skip-tokenizer-init"],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert sentence in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [(None, r"MindSpore is not installed.*pip install mindspore==2\.10\.0"), ("2.9.0", r"MindSpore 2\.9\.0 is installed")],
+)
+def test_mindspore_missing_or_of_another_version(
+    found: str | None, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib.metadata import PackageNotFoundError
+
+    from vllm_ms_models import runtime
+
+    def version(_: str) -> str:
+        if found is None:
+            raise PackageNotFoundError
+        return found
+
+    monkeypatch.setattr(runtime, "version", version)
+    with pytest.raises(Exception, match=sentence), engine(checkpoint("llama")):
+        pass
+
+
