@@ -10,11 +10,12 @@
 #   TORCH_INDEX_URL   another package index to look for torch on. The default index may offer only the CUDA build of
 #                     torch, gigabytes larger and of no use here; PyTorch's own index of CPU wheels has the small one.
 set -euo pipefail
+unset PYTHONDONTWRITEBYTECODE # every start of the server would compile thousands of modules again
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$(pwd -P)
 
 readonly TORCH=2.13.0 VLLM=0.32.0 MINDSPORE=2.10.0 NEEDED_GB=8
-readonly venv="$root/.venv" steps=6
+readonly venv="$root/.venv" steps=7
 readonly python="$venv/bin/python" state="$venv/.setup" log="$venv/setup.log"
 
 say() { printf '%s\n' "$*"; }
@@ -24,17 +25,18 @@ fail() {
 }
 step() { say "[$1/$steps] $2"; }
 
-# Runs a command into the log; when it fails, shows the end of the log and the remedy.
+# logged REMEDY COMMAND...: runs the command into the log; when it fails, shows the end of what it said and the remedy.
 logged() {
-  local remedy=$1
+  local remedy=$1 start
   shift
   printf '\n$ %s\n' "$*" >>"$log"
+  start=$(wc -l <"$log")
   "$@" >>"$log" 2>&1 && return
-  tail -n 15 "$log" >&2
+  tail -n "+$((start + 1))" "$log" | tail -n 15 >&2
   fail "$remedy (all of it: .venv/setup.log)"
 }
 
-# pip without byte-compiling: modules nobody imports need none, and the others are compiled at their first import.
+# pip without byte-compiling, which takes longer than installing: `warm_up` compiles the modules that are used.
 pip_install() {
   local remedy=$1
   shift
@@ -135,6 +137,15 @@ install_package() {
   return 0
 }
 
+# Imports what a server imports, so that its modules are compiled before the first start.
+warm_up() {
+  "$python" -c "import mindspore" >>"$log" 2>&1 &
+  local mindspore=$!
+  logged "vLLM was installed but cannot be imported; remove .venv and run this again" \
+    "$python" -c "import vllm.entrypoints.cli.main, vllm.entrypoints.openai.api_server, vllm.v1.worker.gpu_worker"
+  wait "$mindspore" || fail "MindSpore was installed but cannot be imported (reason: .venv/setup.log)"
+}
+
 build_kernels() {
   PATH="$venv/bin:$PATH" "$python" -m vllm_ms_models.kernels.cpu ||
     say "      warning: the C++ kernels were not built (reason above); the slow reference kernels will serve"
@@ -162,7 +173,9 @@ main() {
   has mindspore "$MINDSPORE" || install_mindspore
   step 5 "vllm_ms_models${missing[*]:+ with what is needed for: ${missing[*]}}"
   install_package "${missing[@]}"
-  step 6 "C++ kernels"
+  step 6 "compiling Python modules"
+  done_already serve || warm_up
+  step 7 "C++ kernels"
   build_kernels
 
   rm -f "$state"/vllm-*.whl

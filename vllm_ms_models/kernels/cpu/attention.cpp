@@ -3,27 +3,29 @@
 // Layout. One layer's cache is [num_blocks][2][kv_heads][block_size][head_size]: the keys of one head in one block are
 // contiguous, then its values come kv_heads * block_size * head_size later.
 //
-// Tiles. A work item is one KV head of one sequence, up to kTileRows rows and a range of key positions. Its rows are all
-// query heads that share the KV head (the GQA group) times as many consecutive tokens as fit, so that a key converted once
-// serves them all. For kKeys positions at a time it
+// Tiles. A work item is one KV head of one sequence, up to kTileRows rows and a range of key positions. Its rows are
+// all query heads that share the KV head (the GQA group) times as many consecutive tokens as fit, so that a key
+// converted once serves them all. For kKeys positions at a time it
 //
-//   1. packs the keys into panels of 16 positions, [panel][head_size][16], by transposing 16 x 16 blocks in registers: the
+//   1. packs the keys into panels of 16 positions, [panel][head_size][16], by transposing 16 x 16 blocks in registers:
+//   the
 //      layout of a linear layer's weight, so that scores = q * k^T is the micro-kernel of tile.h (bf16: pairs and
 //      vdpbf16ps, exact products; otherwise float32),
 //   2. applies scale, soft cap and mask, and updates each row's maximum m and sum l; probabilities stay in float32,
 //   3. widens the values to float32 rows, which *are* panels of 16 features along the positions, and adds p * v to the
 //      float32 accumulator with the same micro-kernel, after multiplying it by exp(m_old - m_new) where m changed.
 //
-// Memory: one set of buffers per thread (rows * kKeys scores + kKeys * head_size keys and values: 100 KB for head size 64,
-// in L2), whatever the context. Packing costs ~4 cycles per 16 values of K and V, the products 1 to 2 per row: with 64 rows
-// about 4%, with the 7 rows of a decode step of Qwen2.5-0.5B it still runs ahead of memory.
+// Memory: one set of buffers per thread (rows * kKeys scores + kKeys * head_size keys and values: 100 KB for head size
+// 64, in L2), whatever the context. Packing costs ~4 cycles per 16 values of K and V, the products 1 to 2 per row: with
+// 64 rows about 4%, with the 7 rows of a decode step of Qwen2.5-0.5B it still runs ahead of memory.
 //
-// Positions outside of [first visible, last visible] of the item's rows are never touched, nor are their table entries: a
-// sliding window costs what it covers. Partial tiles are masked by comparing positions.
+// Positions outside of [first visible, last visible] of the item's rows are never touched, nor are their table entries:
+// a sliding window costs what it covers. Partial tiles are masked by comparing positions.
 //
 // Work split. Items are claimed dynamically, the longest (last) prefill tiles of a sequence first. If an item exceeds
-// 1/(3 * threads) of the whole call and has more than 2 * kSplitKeys positions, its positions are cut: each piece writes its
-// unnormalised sum, m and l to a float32 buffer and a second pass merges them. One long sequence keeps all cores busy.
+// 1/(3 * threads) of the whole call and has more than 2 * kSplitKeys positions, its positions are cut: each piece
+// writes its unnormalised sum, m and l to a float32 buffer and a second pass merges them. One long sequence keeps all
+// cores busy.
 
 #include "kernels.h"
 #include "tile.h"
@@ -62,7 +64,7 @@ struct Buffers {
 static bool take_buffers(const Geometry& g, long rows, Buffers& b) {
   const long depth = (g.head_size + 1) / 2 * 2 * 4;  // bytes of a row; pairs need half of it
   const long sizes[] = {rows * depth, kKeys * depth, kKeys * g.padded * 4, rows * kKeys * 4, rows * g.padded * 4,
-                        rows * 4, rows * 4};
+                        rows * 4,     rows * 4};
   long total = 0, offset[7];
   for (int i = 0; i < 7; ++i) {
     offset[i] = total;
@@ -70,9 +72,13 @@ static bool take_buffers(const Geometry& g, long rows, Buffers& b) {
   }
   char* base = static_cast<char*>(scratch(Slot::kAttention, size_t(total)));
   if (!base) return false;
-  b = {base + offset[0], base + offset[1], reinterpret_cast<float*>(base + offset[2]),
-       reinterpret_cast<float*>(base + offset[3]), reinterpret_cast<float*>(base + offset[4]),
-       reinterpret_cast<float*>(base + offset[5]), reinterpret_cast<float*>(base + offset[6])};
+  b = {base + offset[0],
+       base + offset[1],
+       reinterpret_cast<float*>(base + offset[2]),
+       reinterpret_cast<float*>(base + offset[3]),
+       reinterpret_cast<float*>(base + offset[4]),
+       reinterpret_cast<float*>(base + offset[5]),
+       reinterpret_cast<float*>(base + offset[6])};
   return true;
 }
 
@@ -170,8 +176,8 @@ static void load_tile(const AttentionCall& call, const Geometry& g, const Item& 
       at = base + table[++block] * g.block_bytes;
     }
     rows[i % 16] = reinterpret_cast<const T*>(at + offset * g.row_bytes);
-    widen_value(reinterpret_cast<const T*>(at + g.half_bytes + offset * g.row_bytes), b.values + i * g.padded, g.head_size,
-                g.padded);
+    widen_value(reinterpret_cast<const T*>(at + g.half_bytes + offset * g.row_bytes), b.values + i * g.padded,
+                g.head_size, g.padded);
     if (i % 16 == 15 || i == count - 1)
       pack_keys<T, S>(rows, i % 16 + 1, b.keys + i / 16 * S::depth(g.head_size) * 64, g.head_size);
   }
@@ -223,26 +229,28 @@ static const char* run_item(const AttentionCall& call, const Geometry& g, const 
       length - (call.query_start[item.sequence + 1] - call.query_start[item.sequence]) + item.first_token;
   const long head = item.kv_head * g.group;
   for (long r = 0; r < rows; ++r)
-    copy_query<T, S>(static_cast<const T*>(call.query) + ((first_row + r / g.group) * call.heads + head + r % g.group) * g.head_size,
-                     reinterpret_cast<int32_t*>(b.query) + r * depth, g.head_size);
+    copy_query<T, S>(
+        static_cast<const T*>(call.query) + ((first_row + r / g.group) * call.heads + head + r % g.group) * g.head_size,
+        reinterpret_cast<int32_t*>(b.query) + r * depth, g.head_size);
   memset(b.out, 0, size_t(rows * g.padded) * 4);
   for (long r = 0; r < rows; ++r) b.m[r] = kNegative, b.l[r] = 0;
 
   for (long key = item.begin; key < item.end; key += kKeys) {
     const long count = min(kKeys, item.end - key), width = ceil_div(count, 16) * 16;
     load_tile<T, S>(call, g, item, key, count, b);
-    multiply_block<typename S::W>(reinterpret_cast<const typename S::W::X*>(b.query), depth, b.keys, 64, depth * 64, depth,
-                                  b.scores, kKeys, false, rows, width / 16);
+    multiply_block<typename S::W>(reinterpret_cast<const typename S::W::X*>(b.query), depth, b.keys, 64, depth * 64,
+                                  depth, b.scores, kKeys, false, rows, width / 16);
     for (long r = 0; r < rows; ++r) {
       const long position = first_position + r / g.group;
       const long high = min(call.causal ? position + 1 : length, key + count) - key;
       const long low = max(call.window ? position - call.window + 1 : 0, key) - key;
-      float factor = soften(b.scores + r * kKeys, low, high, width, float(call.scale), float(call.soft_cap), b.m[r], b.l[r]);
+      float factor =
+          soften(b.scores + r * kKeys, low, high, width, float(call.scale), float(call.soft_cap), b.m[r], b.l[r]);
       if (factor == 1.0f) continue;
       for (long d = 0; d < g.padded; d += VW) store(b.out + r * g.padded + d, load(b.out + r * g.padded + d) * factor);
     }
-    multiply_block<Float>(b.scores, kKeys, reinterpret_cast<const char*>(b.values), g.padded * 4, 64, count, b.out, g.padded,
-                          true, rows, g.padded / 16);
+    multiply_block<Float>(b.scores, kKeys, reinterpret_cast<const char*>(b.values), g.padded * 4, 64, count, b.out,
+                          g.padded, true, rows, g.padded / 16);
   }
 
   for (long r = 0; r < rows; ++r) {
@@ -280,8 +288,7 @@ static void merge(const AttentionCall& call, const Geometry& g, const Item& item
       float factor = exponential(splat(part[g.padded] - top))[0];
       if (part[g.padded] == kNegative) factor = 0;
       total += part[g.padded + 1] * factor;
-      for (long d = 0; d < g.padded; d += VW)
-        store(sums + d, load(part + d) * factor + (i ? load(sums + d) : vf{}));
+      for (long d = 0; d < g.padded; d += VW) store(sums + d, load(part + d) * factor + (i ? load(sums + d) : vf{}));
     }
     const long token = call.query_start[item.sequence] + item.first_token + r / g.group;
     T* to = static_cast<T*>(call.out) + (token * call.heads + item.kv_head * g.group + r % g.group) * g.head_size;
@@ -322,8 +329,15 @@ static void plan_items(const AttentionCall& call, const Geometry& g, Plan& plan)
       for (long h = 0; h < call.kv_heads; ++h) {
         const long floats = pieces > 1 ? rows * (g.padded + 2) : 0;
         for (long i = 0; i < pieces && plan.items; ++i)
-          plan.items[plan.count + i] = {s, h, first, tokens, begin + keys * i / pieces, begin + keys * (i + 1) / pieces, i,
-                                        pieces, floats ? plan.partials + plan.partial_floats + i * floats : nullptr};
+          plan.items[plan.count + i] = {s,
+                                        h,
+                                        first,
+                                        tokens,
+                                        begin + keys * i / pieces,
+                                        begin + keys * (i + 1) / pieces,
+                                        i,
+                                        pieces,
+                                        floats ? plan.partials + plan.partial_floats + i * floats : nullptr};
         plan.partial_floats += pieces * floats;
         plan.count += pieces;
         plan.cost += keys * (rows + 8);
@@ -336,8 +350,8 @@ static const char* check(const AttentionCall& call) {
   for (long s = 0; s < call.sequences; ++s) {
     const long begin = call.query_start[s], end = call.query_start[s + 1], length = call.seq_lens[s];
     if (begin < 0 || end < begin || end > call.tokens || (end > begin && length < end - begin))
-      return fail("paged_attention: sequence %ld has query rows %ld to %ld of %ld and length %ld.", s, begin, end, call.tokens,
-                  length);
+      return fail("paged_attention: sequence %ld has query rows %ld to %ld of %ld and length %ld.", s, begin, end,
+                  call.tokens, length);
     if (end == begin) continue;
     const long first = call.window ? max(0, length - (end - begin) - call.window + 1) : 0;
     if (ceil_div(length, call.block_size) > call.table_stride)
@@ -377,7 +391,8 @@ static const char* run(const AttentionCall& call) {
 
   const char* error = nullptr;
   auto one = [&](long i, int) {
-    if (const char* message = run_item<T, S>(call, g, plan.items[i])) __atomic_store_n(&error, message, __ATOMIC_RELAXED);
+    if (const char* message = run_item<T, S>(call, g, plan.items[i]))
+      __atomic_store_n(&error, message, __ATOMIC_RELAXED);
   };
   constexpr long kSmall = 64 * 1024;  // below ~3 us of work a second thread does not pay
   if (plan.cost * g.head_size < kSmall)

@@ -78,9 +78,9 @@ class CpuKernels(Kernels):
         if wanted not in available:
             raise ValueError(f"VLLM_MS_ISA={wanted!r} is not available here; use one of {', '.join(available)}.")
         self.isa = wanted
-        self._module.select(wanted)
-        self._linear = self._module.linear
-        self._linear_split = self._module.linear_split
+        self._kernels = self._module.kernels(wanted)
+        self._linear = self._kernels.linear
+        self._linear_split = self._kernels.linear_split
 
     def describe(self) -> str:
         threads = self._module.threads()
@@ -111,7 +111,7 @@ class CpuKernels(Kernels):
         if source.shape[1] > 1 and source.strides[1] != source.itemsize or source.strides[0] % source.itemsize:
             source = np.ascontiguousarray(source)
         stride = source.strides[0] // source.itemsize
-        self._module.load_rows(_handle(weight), part, first_row, source.ctypes.data, code, len(source), stride)
+        self._kernels.load_rows(_handle(weight), part, first_row, source.ctypes.data, code, len(source), stride)
 
     # --- dense -------------------------------------------------------------------------------------------------
 
@@ -137,20 +137,20 @@ class CpuKernels(Kernels):
     def embedding(self, ids: Tensor, weight: Weight, first_row: int = 0) -> Tensor:
         wide = _code(ids.dtype) == _INT64
         address = _expect(ids, _INT64 if wide else _INT32, "ids")
-        return self._module.embedding(_handle(weight), address, wide, ids.shape[0], first_row)
+        return self._kernels.embedding(_handle(weight), address, wide, ids.shape[0], first_row)
 
     # --- elementwise -------------------------------------------------------------------------------------------
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         code, shape = _float_code(x, "x"), x.shape
         scale = _expect(weight, _FLOAT32, "weight", shape[-1:])
-        return self._module.rms_norm(x.data_ptr(), 0, shape, code, scale, eps)
+        return self._kernels.rms_norm(x.data_ptr(), 0, shape, code, scale, eps)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         code, shape = _float_code(x, "x"), x.shape
         total = _expect(residual, code, "residual", shape)
         scale = _expect(weight, _FLOAT32, "weight", shape[-1:])
-        return self._module.rms_norm(x.data_ptr(), total, shape, code, scale, eps), residual
+        return self._kernels.rms_norm(x.data_ptr(), total, shape, code, scale, eps), residual
 
     def silu_and_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         return self._gate_and_mul(gate, up, _SILU)
@@ -160,7 +160,7 @@ class CpuKernels(Kernels):
 
     def _gate_and_mul(self, gate: Tensor, up: Tensor, kind: int) -> Tensor:
         code, shape = _float_code(gate, "gate"), gate.shape
-        return self._module.gate_and_mul(gate.data_ptr(), _expect(up, code, "up", shape), shape, code, kind)
+        return self._kernels.gate_and_mul(gate.data_ptr(), _expect(up, code, "up", shape), shape, code, kind)
 
     # --- attention ---------------------------------------------------------------------------------------------
 
@@ -176,7 +176,7 @@ class CpuKernels(Kernels):
                 f"Heads of size {head_size}, {rotary_size} of it rotating, do not fit a query of {features} and a key of "
                 f"{key_features} features."
             )
-        self._module.rotary(
+        self._kernels.rotary(
             query.data_ptr(),
             _expect(key, code, "key", (tokens, key_features)),
             code,
@@ -201,7 +201,7 @@ class CpuKernels(Kernels):
         blocks, _, kv_heads, block_size, head_size = cache.shape
         if shape[1] != kv_heads * head_size:
             raise ValueError(f"key has {shape[1]} features; the cache has {kv_heads} heads of {head_size}.")
-        self._module.write_kv(
+        self._kernels.write_kv(
             key.data_ptr(),
             _expect(value, code, "value", shape),
             _expect(cache, code, "cache"),
@@ -230,7 +230,7 @@ class CpuKernels(Kernels):
             raise ValueError(f"query has {shape[1]} features; the cache has {kv_heads} heads of {head_size}.")
         count = sequences.seq_lens.shape[0]
         tables = sequences.block_tables
-        return self._module.attention(
+        return self._kernels.attention(
             query.data_ptr(),
             shape,
             code,

@@ -1,14 +1,16 @@
 // Norms, gated activations, rotary embedding, writing the KV cache: everything that touches each value once or twice.
 //
-// These kernels are limited by memory (many rows) or by their own call overhead (one row: 896 values take 0.1 us). So they
-// read and write each value once per pass, compute in float32 whatever the storage type, round once, and use a second
-// core only above ~64 KB of traffic (`parallel_ranges`): waking it costs as much as 32 KB of work.
+// These kernels are limited by memory (many rows) or by their own call overhead (one row: 896 values take 0.1 us). So
+// they read and write each value once per pass, compute in float32 whatever the storage type, round once, and use a
+// second core only above ~64 KB of traffic (`parallel_ranges`): waking it costs as much as 32 KB of work.
 //
-// * rms_norm: the sum of squares runs in four vector accumulators (FMA latency 4), then one pass scales. A row stays in L1
-//   between the passes. add_rms_norm first rounds x + residual to the storage type, then normalises the *rounded* value,
-//   because that is what the next layer's residual will be.
+// * rms_norm: the sum of squares runs in four vector accumulators (FMA latency 4), then one pass scales. A row stays in
+// L1
+//   between the passes. add_rms_norm first rounds x + residual to the storage type, then normalises the *rounded*
+//   value, because that is what the next layer's residual will be.
 // * gate_and_mul: silu or gelu from simd.h (relative error about 1e-7, the erf form 4e-7 in its negative tail).
-// * rotary: cos and sin come as float32 rows, one per position; pairs are (i, i + r/2) or (2i, 2i + 1). Whole vectors for the
+// * rotary: cos and sin come as float32 rows, one per position; pairs are (i, i + r/2) or (2i, 2i + 1). Whole vectors
+// for the
 //   first form; the interleaved one is computed in pairs of scalars, which the compiler vectorises well enough.
 // * write_kv: copies head by head into [block, 2, kv_heads, block_size, head_size].
 
@@ -124,20 +126,22 @@ const char* rms_norm(const void* x, const float* weight, void* out, int dtype, l
     norm_rows<float>(static_cast<const float*>(x), nullptr, weight, static_cast<float*>(out), rows, features, e);
   else if (dtype == kBfloat16)
     norm_rows<Bf16>(static_cast<const Bf16*>(x), nullptr, weight, static_cast<Bf16*>(out), rows, features, e);
-  else
-    norm_rows<F16>(static_cast<const F16*>(x), nullptr, weight, static_cast<F16*>(out), rows, features, e);
+  else norm_rows<F16>(static_cast<const F16*>(x), nullptr, weight, static_cast<F16*>(out), rows, features, e);
   return nullptr;
 }
 
-const char* add_rms_norm(const void* x, void* residual, const float* weight, void* out, int dtype, long rows, long features,
-                         double eps) {
+const char* add_rms_norm(const void* x, void* residual, const float* weight, void* out, int dtype, long rows,
+                         long features, double eps) {
   float e = float(eps);
   if (dtype == kFloat32)
-    norm_rows(static_cast<const float*>(x), static_cast<float*>(residual), weight, static_cast<float*>(out), rows, features, e);
+    norm_rows(static_cast<const float*>(x), static_cast<float*>(residual), weight, static_cast<float*>(out), rows,
+              features, e);
   else if (dtype == kBfloat16)
-    norm_rows(static_cast<const Bf16*>(x), static_cast<Bf16*>(residual), weight, static_cast<Bf16*>(out), rows, features, e);
+    norm_rows(static_cast<const Bf16*>(x), static_cast<Bf16*>(residual), weight, static_cast<Bf16*>(out), rows,
+              features, e);
   else
-    norm_rows(static_cast<const F16*>(x), static_cast<F16*>(residual), weight, static_cast<F16*>(out), rows, features, e);
+    norm_rows(static_cast<const F16*>(x), static_cast<F16*>(residual), weight, static_cast<F16*>(out), rows, features,
+              e);
   return nullptr;
 }
 
@@ -146,8 +150,7 @@ const char* gate_and_mul(const void* gate, const void* up, void* out, int dtype,
     gate_values(static_cast<const float*>(gate), static_cast<const float*>(up), static_cast<float*>(out), count, kind);
   else if (dtype == kBfloat16)
     gate_values(static_cast<const Bf16*>(gate), static_cast<const Bf16*>(up), static_cast<Bf16*>(out), count, kind);
-  else
-    gate_values(static_cast<const F16*>(gate), static_cast<const F16*>(up), static_cast<F16*>(out), count, kind);
+  else gate_values(static_cast<const F16*>(gate), static_cast<const F16*>(up), static_cast<F16*>(out), count, kind);
   return nullptr;
 }
 
@@ -166,7 +169,8 @@ const char* write_kv(const WriteCall& call) {
   const long slots = call.num_blocks * call.block_size;
   for (long token = 0; token < call.tokens; ++token)
     if (call.slots[token] >= slots)
-      return fail("write_kv: slot %ld of token %ld is outside of the cache's %ld slots.", long(call.slots[token]), token, slots);
+      return fail("write_kv: slot %ld of token %ld is outside of the cache's %ld slots.", long(call.slots[token]),
+                  token, slots);
   const long bytes = call.head_size * dtype_size(call.dtype), half = call.kv_heads * call.block_size * bytes;
   parallel_ranges(call.tokens, call.kv_heads * bytes * 4, [&](long begin, long end) {
     for (long token = begin; token < end; ++token) {

@@ -1,8 +1,8 @@
 // Linear layers: out = x * weight^T + bias, for one row, a few rows and many rows from one packed copy of the weight.
 //
-// Layout of a weight (made by pack.cpp). Output rows are grouped in panels of 16; each part of a fused weight (q|k|v) begins
-// with a fresh panel; missing rows are zero. Within a panel the 16 rows are interleaved so that one step along K is
-// contiguous:
+// Layout of a weight (made by pack.cpp). Output rows are grouped in panels of 16; each part of a fused weight (q|k|v)
+// begins with a fresh panel; missing rows are zero. Within a panel the 16 rows are interleaved so that one step along K
+// is contiguous:
 //
 //     float32, float16   [panel][k][16]
 //     bfloat16           [panel][ceil(k/2)][16][2]     pairs along K, what vdpbf16ps multiplies; odd K is padded with 0
@@ -10,8 +10,8 @@
 // A whole weight is read front to back by one row, at full memory bandwidth; the same bytes feed the register-blocked
 // micro-kernel (tile.h) for many rows.
 //
-// Loop order. Panels are taken in groups of P (what one micro-kernel call multiplies). A task is a range of groups and a
-// range of rows:
+// Loop order. Panels are taken in groups of P (what one micro-kernel call multiplies). A task is a range of groups and
+// a range of rows:
 //
 //     for group in task:                      weights: P panels, P * 32 K bytes in bf16, stay in L2 (1 MB) for all rows
 //       for block of rows:                    one micro-kernel call each: x streams from L2/L3, 4 bytes a row and step
@@ -20,15 +20,15 @@
 //
 // One row of weights is read from memory once per task, whatever the number of rows. If P panels exceed kCacheBytes
 // (K > 5000 for bf16), K is cut into blocks, and kRowBlocks micro-kernel heights of rows keep their float32 sums in a
-// buffer between them. Numbers: the bf16 micro-kernel does 24 dot products per 3 x 64 bytes of weights, so it needs 8 bytes
-// per cycle from L2 (which gives 32), and 1/16 line per row and step of x.
+// buffer between them. Numbers: the bf16 micro-kernel does 24 dot products per 3 x 64 bytes of weights, so it needs 8
+// bytes per cycle from L2 (which gives 32), and 1/16 line per row and step of x.
 //
-// Work split. Few rows: tasks of ~kTaskBytes of consecutive weights, claimed in order by all threads, so that both cores
-// stream through neighbouring memory. Many rows: the rows are cut too, until there are about 16 tasks per thread; the
-// last task then costs at most a few percent of idle time.
+// Work split. Few rows: tasks of ~kTaskBytes of consecutive weights, claimed in order by all threads, so that both
+// cores stream through neighbouring memory. Many rows: the rows are cut too, until there are about 16 tasks per thread;
+// the last task then costs at most a few percent of idle time.
 //
-// Activations. bf16 rows go to vdpbf16ps as they are. Everywhere else they are converted to float32 scratch once per call
-// (kActivationBytes at a time), and weights are widened in registers, one or two instructions per R multiply-adds.
+// Activations. bf16 rows go to vdpbf16ps as they are. Everywhere else they are converted to float32 scratch once per
+// call (kActivationBytes at a time), and weights are widened in registers, one or two instructions per R multiply-adds.
 
 #include "kernels.h"
 #include "tile.h"
@@ -58,8 +58,8 @@ INLINE Target target_of(const LinearCall& call, long panel, long element) {
   int part = weight.parts - 1;
   while (weight.first_panel[part] > panel) --part;
   long row = (panel - weight.first_panel[part]) * 16;
-  return {static_cast<char*>(call.out.data[part]) + row * element, call.out.stride[part], min(16, weight.size[part] - row),
-          call.bias ? call.bias + weight.first_row[part] + row : nullptr};
+  return {static_cast<char*>(call.out.data[part]) + row * element, call.out.stride[part],
+          min(16, weight.size[part] - row), call.bias ? call.bias + weight.first_row[part] + row : nullptr};
 }
 
 template <class T>
@@ -90,8 +90,8 @@ static void store_group(const LinearCall& call, long panel, long panels, const f
 
 // `panels` (<= kMaxPanels) panels for rows [begin, end). `x` is row `x_row` of the activations.
 template <class W>
-static void multiply_group(const LinearCall& call, const typename W::X* x, long x_stride, long x_row, long panel, int panels,
-                           long begin, long end) {
+static void multiply_group(const LinearCall& call, const typename W::X* x, long x_stride, long x_row, long panel,
+                           int panels, long begin, long end) {
   const Packed& weight = *call.weight;
   const long steps = ceil_div(weight.in_features, W::kDepth), height = tile_rows(end - begin);
   const bool blocked = panels * weight.panel_bytes > kCacheBytes && end - begin > 2 * kRows;
@@ -105,8 +105,8 @@ static void multiply_group(const LinearCall& call, const typename W::X* x, long 
     for (long step = 0; step < max(steps, 1); step += block_steps)
       for (long r = 0; r < rows; r += height)
         find_tile<W>(int(min(height, rows - r)), panels)(
-            x + (row - x_row + r) * x_stride + step * W::kSubsteps, x_stride, data + step * W::kStepBytes, W::kStepBytes,
-            weight.panel_bytes, min(block_steps, steps - step), sums + r * stride, stride, step > 0);
+            x + (row - x_row + r) * x_stride + step * W::kSubsteps, x_stride, data + step * W::kStepBytes,
+            W::kStepBytes, weight.panel_bytes, min(block_steps, steps - step), sums + r * stride, stride, step > 0);
     store_group(call, panel, panels, sums, stride, row, rows);
   }
 }
@@ -114,10 +114,13 @@ static void multiply_group(const LinearCall& call, const typename W::X* x, long 
 template <class W>
 static void multiply_rows(const LinearCall& call, const typename W::X* x, long x_stride, long first_row, long rows) {
   const Packed& weight = *call.weight;
-  const int width = rows <= kFewRows ? kFewPanels : kPanels;
-  const long groups = ceil_div(weight.panels, width), group_bytes = width * weight.panel_bytes, threads = thread_count();
+  const long threads = thread_count();
+  const bool few = rows <= kFewRows && weight.panels >= 8 * kFewPanels * threads;  // enough groups for all threads
+  const int width = few ? kFewPanels : kPanels;
+  const long groups = ceil_div(weight.panels, width), group_bytes = width * weight.panel_bytes;
   const long row_pieces = max(1, min(rows / kSplitRows, ceil_div(16 * threads, groups)));
-  long per_task = row_pieces > 1 || rows > 4 * kRows ? 1 : max(1, min(kTaskBytes / group_bytes, groups / (8 * threads)));
+  long per_task =
+      row_pieces > 1 || rows > 4 * kRows ? 1 : max(1, min(kTaskBytes / group_bytes, groups / (8 * threads)));
   if (groups * group_bytes * ceil_div(rows, 4) < kSmallBytes) per_task = groups;
   const long group_tasks = ceil_div(groups, per_task);
   parallel(group_tasks * row_pieces, [&](long task, int) {

@@ -1,4 +1,5 @@
-// What the binding (module.cpp) and the kernels agree on: dtype codes, the packed weight, the table of one ISA's functions.
+// What the binding (module.cpp) and the kernels agree on: dtype codes, the packed weight, the table of one ISA's
+// functions.
 #pragma once
 
 #include <cstdint>
@@ -84,7 +85,8 @@ struct Functions {
                            long stride);  // stride in elements
   const char* (*embedding)(const Packed& weight, const void* ids, bool wide, long count, long first_row, void* out);
   const char* (*linear)(const LinearCall& call);
-  const char* (*rms_norm)(const void* x, const float* weight, void* out, int dtype, long rows, long features, double eps);
+  const char* (*rms_norm)(const void* x, const float* weight, void* out, int dtype, long rows, long features,
+                          double eps);
   const char* (*add_rms_norm)(const void* x, void* residual, const float* weight, void* out, int dtype, long rows,
                               long features, double eps);
   const char* (*gate_and_mul)(const void* gate, const void* up, void* out, int dtype, long count, Gate kind);
@@ -96,13 +98,13 @@ struct Functions {
 }  // namespace vllm_ms
 
 // Declares the functions of one ISA's namespace; each of the kernel sources defines some of them.
-#define VLLM_MS_DECLARE_KERNELS                                                                                        \
-  const char* pack_rows(const Packed&, int, long, const void*, int, long, long);                                       \
-  const char* embedding(const Packed&, const void*, bool, long, long, void*);                                          \
-  const char* linear(const LinearCall&);                                                                               \
-  const char* rms_norm(const void*, const float*, void*, int, long, long, double);                                     \
-  const char* add_rms_norm(const void*, void*, const float*, void*, int, long, long, double);                          \
-  const char* gate_and_mul(const void*, const void*, void*, int, long, Gate);                                          \
-  const char* rotary(const RotaryCall&);                                                                               \
-  const char* write_kv(const WriteCall&);                                                                              \
+#define VLLM_MS_DECLARE_KERNELS                                                               \
+  const char* pack_rows(const Packed&, int, long, const void*, int, long, long);              \
+  const char* embedding(const Packed&, const void*, bool, long, long, void*);                 \
+  const char* linear(const LinearCall&);                                                      \
+  const char* rms_norm(const void*, const float*, void*, int, long, long, double);            \
+  const char* add_rms_norm(const void*, void*, const float*, void*, int, long, long, double); \
+  const char* gate_and_mul(const void*, const void*, void*, int, long, Gate);                 \
+  const char* rotary(const RotaryCall&);                                                      \
+  const char* write_kv(const WriteCall&);                                                     \
   const char* attention(const AttentionCall&);

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
-logger = logging.getLogger("vllm_ms_models")
+logger = logging.getLogger("vllm.ms_models")
 
 MODULE = "_vllm_ms_cpu"
 SOURCES = Path(__file__).parent

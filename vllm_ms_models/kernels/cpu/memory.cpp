@@ -1,17 +1,17 @@
 // Memory of results, recycled exactly when nobody can see it any more.
 //
 // A step of a 0.5B model returns about 260 tensors. Results reach MindSpore through DLPack: `DLManagedTensor` carries a
-// deleter, which MindSpore calls when the last tensor over the memory dies, be it the result itself, a view or slice of it,
-// or a torch tensor made from any of them. Only then does the memory come back here, so recycling needs no guesses about
-// reference counts and can never hand out bytes that something still sees. Importing one costs about 1.5 us in bfloat16
-// too (a bfloat16 tensor by way of NumPy and `view` costs 8).
+// deleter, which MindSpore calls when the last tensor over the memory dies, be it the result itself, a view or slice of
+// it, or a torch tensor made from any of them. Only then does the memory come back here, so recycling needs no guesses
+// about reference counts and can never hand out bytes that something still sees. Importing one costs about 1.5 us in
+// bfloat16 too (a bfloat16 tensor by way of NumPy and `view` costs 8).
 //
-// Free blocks lie in lists by size class (four classes per power of two, at most 19% waste), newest first: a step finds the
-// same, cache-warm blocks as the step before and allocates nothing. The lists hold at most `limit` bytes (256 MiB); beyond
-// it the block that has been free for longest goes back to the system. A block holds its DLPack descriptor too.
+// Free blocks lie in lists by size class (four classes per power of two, at most 19% waste), newest first: a step finds
+// the same, cache-warm blocks as the step before and allocates nothing. The lists hold at most `limit` bytes (256 MiB);
+// beyond it the block that has been free for longest goes back to the system. A block holds its DLPack descriptor too.
 //
-// Weights are mapped directly: zeroed by the kernel, untouched until a checkpoint fills them, aligned to huge pages (fewer
-// TLB misses when a step streams through all of them), and returned to the system at once.
+// Weights are mapped directly: zeroed by the kernel, untouched until a checkpoint fills them, aligned to huge pages
+// (fewer TLB misses when a step streams through all of them), and returned to the system at once.
 //
 // The deleter may run on any thread, without the GIL: a mutex guards the lists. They are never destroyed, because
 // tensors may outlive static destructors.
@@ -157,8 +157,8 @@ DLManagedTensor* new_tensor(int dtype, int dimensions, const int64_t* shape, boo
     block->strides[i] = stride;
     stride *= shape[i];
   }
-  block->managed.tensor = {block->data, 1,    0, dimensions, kCodes[dtype], uint8_t(8 * dtype_size(dtype)), 1, block->shape,
-                           block->strides, 0};
+  block->managed.tensor = {
+      block->data, 1, 0, dimensions, kCodes[dtype], uint8_t(8 * dtype_size(dtype)), 1, block->shape, block->strides, 0};
   block->managed.context = nullptr;
   block->managed.deleter = recycle;
   return &block->managed;

@@ -5,10 +5,11 @@
 // pybind11 and no MindSpore header: the compiled module depends on the Python ABI alone. MindSpore must not have queued
 // operators on the same tensors (its launches are blocking in this package).
 //
-// Functions with a plain C++ signature are bound by `bind<f>`, which unpacks the arguments by their types, releases the GIL
-// during the call, and raises ValueError if the result is a message. Those that make tensors are written out.
+// Functions with a plain C++ signature are bound by `bind<f>`, which unpacks the arguments by their types, releases the
+// GIL during the call, and raises ValueError if the result is a message. Those that make tensors are written out.
 //
-// Each instruction set is a complete set of kernels in a namespace of its own; `select` makes one of them current.
+// Each instruction set is a complete set of kernels in a namespace of its own. `kernels(name)` returns a module whose
+// functions carry that set as their `self`: objects that use different sets do not disturb each other.
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -29,7 +30,10 @@ namespace vllm_ms {
 #define VLLM_MS_EACH_ISA(X) X(portable)
 #endif
 
-#define X(isa) namespace isa { VLLM_MS_DECLARE_KERNELS }
+#define X(isa)            \
+  namespace isa {         \
+  VLLM_MS_DECLARE_KERNELS \
+  }
 VLLM_MS_EACH_ISA(X)
 #undef X
 
@@ -43,7 +47,9 @@ struct Isa {
 
 #if defined(__x86_64__)
 // The builtins ask CPUID and whether the operating system saves the registers.
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -52,16 +58,22 @@ bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf
 #endif
 bool has_portable() { return true; }
 
-#define X(isa)                                                                                                         \
-  {#isa,                                                                                                               \
-   has_##isa,                                                                                                          \
-   {isa::pack_rows, isa::embedding, isa::linear, isa::rms_norm, isa::add_rms_norm, isa::gate_and_mul, isa::rotary,     \
+#define X(isa)                                                                                                     \
+  {#isa,                                                                                                           \
+   has_##isa,                                                                                                      \
+   {isa::pack_rows, isa::embedding, isa::linear, isa::rms_norm, isa::add_rms_norm, isa::gate_and_mul, isa::rotary, \
     isa::write_kv, isa::attention}},
 const Isa kIsas[] = {VLLM_MS_EACH_ISA(X)};  // best first
 #undef X
 
-const Isa* current = nullptr;
 PyObject* import_tensor = nullptr;  // mindspore's from_dlpack
+
+constexpr const char* kIsaCapsule = "vllm_ms_isa";
+
+// The kernels of the instruction set a function was bound to.
+const Functions& functions(PyObject* self) {
+  return static_cast<const Isa*>(PyCapsule_GetPointer(self, kIsaCapsule))->functions;
+}
 
 // --- arguments ------------------------------------------------------------------------------------------------------
 
@@ -86,26 +98,26 @@ PyObject* result(const char* message) {
 }
 
 template <class... Arguments, size_t... I>
-PyObject* call(const char* (*function)(Arguments...), PyObject* const* objects, std::index_sequence<I...>) {
+PyObject* call(const char* (*function)(const Functions&, Arguments...), const Functions& kernels,
+               PyObject* const* objects, std::index_sequence<I...>) {
   std::tuple<std::decay_t<Arguments>...> values;
   (unpack(objects[I], std::get<I>(values)), ...);
   if (PyErr_Occurred()) return nullptr;
   const char* message;
-  Py_BEGIN_ALLOW_THREADS
-  message = function(std::get<I>(values)...);
-  Py_END_ALLOW_THREADS
-  return result(message);
+  Py_BEGIN_ALLOW_THREADS message = function(kernels, std::get<I>(values)...);
+  Py_END_ALLOW_THREADS return result(message);
 }
 
 template <class... Arguments>
-PyObject* call(const char* (*function)(Arguments...), PyObject* const* objects, Py_ssize_t count) {
+PyObject* call(const char* (*function)(const Functions&, Arguments...), const Functions& kernels,
+               PyObject* const* objects, Py_ssize_t count) {
   if (!expect(count, sizeof...(Arguments))) return nullptr;
-  return call(function, objects, std::index_sequence_for<Arguments...>());
+  return call(function, kernels, objects, std::index_sequence_for<Arguments...>());
 }
 
 template <auto function>
-PyObject* bind(PyObject*, PyObject* const* objects, Py_ssize_t count) {
-  return call(function, objects, count);
+PyObject* bind(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
+  return call(function, functions(self), objects, count);
 }
 
 // --- tensors --------------------------------------------------------------------------------------------------------
@@ -144,10 +156,8 @@ template <class Function>
 PyObject* fill(PyObject* tensor, const Function& function) {
   if (!tensor) return nullptr;
   const char* message;
-  Py_BEGIN_ALLOW_THREADS
-  message = function();
-  Py_END_ALLOW_THREADS
-  if (!message) return tensor;
+  Py_BEGIN_ALLOW_THREADS message = function();
+  Py_END_ALLOW_THREADS if (!message) return tensor;
   Py_DECREF(tensor);
   return result(message);
 }
@@ -193,12 +203,13 @@ PyObject* new_weight(PyObject*, PyObject* const* objects, Py_ssize_t count) {
 }
 
 // load_rows(weight, part, first_row, source, dtype, rows, stride)
-const char* load_rows(const Packed* weight, int part, long first_row, const void* source, int dtype, long rows, long stride) {
-  return current->functions.pack_rows(*weight, part, first_row, source, dtype, rows, stride);
+const char* load_rows(const Functions& kernels, const Packed* weight, int part, long first_row, const void* source,
+                      int dtype, long rows, long stride) {
+  return kernels.pack_rows(*weight, part, first_row, source, dtype, rows, stride);
 }
 
 // embedding(weight, ids, wide, count, first_row) -> tensor
-PyObject* embedding(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+PyObject* embedding(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   const Packed* weight;
   const void* ids;
   bool wide;
@@ -210,7 +221,7 @@ PyObject* embedding(PyObject*, PyObject* const* objects, Py_ssize_t count) {
   const int64_t shape[] = {tokens, weight->in_features};
   void* out;
   PyObject* tensor = make_tensor(weight->dtype, 2, shape, &out);
-  return fill(tensor, [&] { return current->functions.embedding(*weight, ids, wide, tokens, first_row, out); });
+  return fill(tensor, [&] { return functions(self).embedding(*weight, ids, wide, tokens, first_row, out); });
 }
 
 bool read_linear(LinearCall& call, PyObject* const* objects, Py_ssize_t count) {
@@ -221,7 +232,7 @@ bool read_linear(LinearCall& call, PyObject* const* objects, Py_ssize_t count) {
 }
 
 // linear(weight, x, x_dtype, rows, bias or 0, dtype) -> tensor [rows, out_features]
-PyObject* linear(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+PyObject* linear(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   LinearCall call;
   if (!read_linear(call, objects, count)) return nullptr;
   const Packed& weight = *call.weight;
@@ -232,11 +243,11 @@ PyObject* linear(PyObject*, PyObject* const* objects, Py_ssize_t count) {
     call.out.data[i] = static_cast<char*>(out) + weight.first_row[i] * dtype_size(call.out.dtype);
     call.out.stride[i] = weight.out_features;
   }
-  return fill(tensor, [&] { return current->functions.linear(call); });
+  return fill(tensor, [&] { return functions(self).linear(call); });
 }
 
 // linear_split(as linear) -> tuple of tensors [rows, sizes[i]]
-PyObject* linear_split(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+PyObject* linear_split(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   LinearCall call;
   if (!read_linear(call, objects, count)) return nullptr;
   const Packed& weight = *call.weight;
@@ -248,7 +259,7 @@ PyObject* linear_split(PyObject*, PyObject* const* objects, Py_ssize_t count) {
     call.out.stride[i] = weight.size[i];
     PyTuple_SET_ITEM(tensors, i, tensor);
   }
-  return fill(tensors, [&] { return current->functions.linear(call); });
+  return fill(tensors, [&] { return functions(self).linear(call); });
 }
 
 // --- elementwise ----------------------------------------------------------------------------------------------------
@@ -265,7 +276,7 @@ PyObject* make_like(PyObject* tuple, int dtype, void** out, long& rows, long& fe
 }
 
 // rms_norm(x, residual or 0, shape, dtype, weight, eps) -> tensor
-PyObject* rms_norm(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+PyObject* rms_norm(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   const void* x;
   void *residual, *out;
   const float* weight;
@@ -276,7 +287,7 @@ PyObject* rms_norm(PyObject*, PyObject* const* objects, Py_ssize_t count) {
   unpack(objects[0], x), unpack(objects[1], residual), unpack(objects[3], dtype);
   unpack(objects[4], weight), unpack(objects[5], eps);
   PyObject* tensor = PyErr_Occurred() ? nullptr : make_like(objects[2], dtype, &out, rows, features);
-  const Functions& f = current->functions;
+  const Functions& f = functions(self);
   return fill(tensor, [&] {
     return residual ? f.add_rms_norm(x, residual, weight, out, dtype, rows, features, eps)
                     : f.rms_norm(x, weight, out, dtype, rows, features, eps);
@@ -284,7 +295,7 @@ PyObject* rms_norm(PyObject*, PyObject* const* objects, Py_ssize_t count) {
 }
 
 // gate_and_mul(gate, up, shape, dtype, kind) -> tensor
-PyObject* gate_and_mul(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+PyObject* gate_and_mul(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   const void *gate, *up;
   void* out;
   int dtype;
@@ -293,25 +304,27 @@ PyObject* gate_and_mul(PyObject*, PyObject* const* objects, Py_ssize_t count) {
   if (!expect(count, 5)) return nullptr;
   unpack(objects[0], gate), unpack(objects[1], up), unpack(objects[3], dtype), unpack(objects[4], kind);
   PyObject* tensor = PyErr_Occurred() ? nullptr : make_like(objects[2], dtype, &out, rows, features);
-  return fill(tensor, [&] { return current->functions.gate_and_mul(gate, up, out, dtype, rows * features, kind); });
+  return fill(tensor, [&] { return functions(self).gate_and_mul(gate, up, out, dtype, rows * features, kind); });
 }
 
 // --- attention ------------------------------------------------------------------------------------------------------
 
-const char* rotary(void* query, void* key, int dtype, long tokens, long query_heads, long key_heads, long head_size,
-                   const int64_t* positions, const float* cos_sin, long max_position, long rotary_size, bool interleaved) {
-  return current->functions.rotary({query, key, dtype, tokens, query_heads, key_heads, head_size, positions, cos_sin,
-                                    max_position, rotary_size, interleaved});
+const char* rotary(const Functions& kernels, void* query, void* key, int dtype, long tokens, long query_heads,
+                   long key_heads, long head_size, const int64_t* positions, const float* cos_sin, long max_position,
+                   long rotary_size, bool interleaved) {
+  return kernels.rotary({query, key, dtype, tokens, query_heads, key_heads, head_size, positions, cos_sin, max_position,
+                         rotary_size, interleaved});
 }
 
-const char* write_kv(const void* key, const void* value, void* cache, int dtype, long tokens, long num_blocks, long kv_heads,
-                     long block_size, long head_size, const int64_t* slots) {
-  return current->functions.write_kv({key, value, cache, dtype, tokens, kv_heads, head_size, num_blocks, block_size, slots});
+const char* write_kv(const Functions& kernels, const void* key, const void* value, void* cache, int dtype, long tokens,
+                     long num_blocks, long kv_heads, long block_size, long head_size, const int64_t* slots) {
+  return kernels.write_kv({key, value, cache, dtype, tokens, kv_heads, head_size, num_blocks, block_size, slots});
 }
 
-// attention(query, query shape, dtype, cache, cache shape, query_start, seq_lens, block_tables, sequences, table_stride,
+// attention(query, query shape, dtype, cache, cache shape, query_start, seq_lens, block_tables, sequences,
+// table_stride,
 //           scale, soft_cap or 0, window or 0, causal) -> tensor like query
-PyObject* attention(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+PyObject* attention(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   AttentionCall call;
   int64_t cache[kMaxDimensions];
   long features;
@@ -324,7 +337,7 @@ PyObject* attention(PyObject*, PyObject* const* objects, Py_ssize_t count) {
   PyObject* tensor = make_like(objects[1], call.dtype, &call.out, call.tokens, features);
   call.num_blocks = cache[0], call.kv_heads = cache[2], call.block_size = cache[3], call.head_size = cache[4];
   call.heads = features / call.head_size;
-  return fill(tensor, [&] { return current->functions.attention(call); });
+  return fill(tensor, [&] { return functions(self).attention(call); });
 }
 
 // --- the module -----------------------------------------------------------------------------------------------------
@@ -341,18 +354,6 @@ PyObject* isas(PyObject*, PyObject*) {
   return names;
 }
 
-// select(name): makes an instruction set current
-PyObject* select(PyObject*, PyObject* name) {
-  const char* wanted = PyUnicode_AsUTF8(name);
-  if (!wanted) return nullptr;
-  for (const Isa& isa : kIsas)
-    if (isa.supported() && strcmp(isa.name, wanted) == 0) {
-      current = &isa;
-      Py_RETURN_NONE;
-    }
-  return PyErr_Format(PyExc_ValueError, "This machine does not run the instruction set %s.", wanted);
-}
-
 // set_importer(function): how a DLPack capsule becomes a MindSpore tensor
 PyObject* set_importer(PyObject*, PyObject* function) {
   Py_INCREF(function);
@@ -362,36 +363,65 @@ PyObject* set_importer(PyObject*, PyObject* function) {
 
 PyObject* threads(PyObject*, PyObject*) { return PyLong_FromLong(thread_count()); }
 PyObject* recycled(PyObject*, PyObject*) { return PyLong_FromSize_t(recycled_bytes()); }
-const char* set_threads(int count) { return set_thread_count(count), nullptr; }
-const char* limit_threads(int count) { return set_thread_limit(count), nullptr; }
-const char* limit_recycling(long bytes) { return set_recycling_limit(size_t(bytes)), nullptr; }
 
-#define FAST(name, function) {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, nullptr}
+// Calls a function of one whole number.
+template <class Number>
+PyObject* set_number(void (*function)(Number), PyObject* number) {
+  long value = PyLong_AsLong(number);
+  if (PyErr_Occurred()) return nullptr;
+  function(Number(value));
+  Py_RETURN_NONE;
+}
+PyObject* set_threads(PyObject*, PyObject* number) { return set_number(set_thread_count, number); }
+PyObject* limit_threads(PyObject*, PyObject* number) { return set_number(set_thread_limit, number); }
+PyObject* limit_recycling(PyObject*, PyObject* number) { return set_number(set_recycling_limit, number); }
+
+#define FAST(name, function) \
+  {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, nullptr}
+PyMethodDef kKernels[] = {
+    FAST("load_rows", bind<load_rows>), FAST("embedding", embedding),     FAST("linear", linear),
+    FAST("linear_split", linear_split), FAST("rms_norm", rms_norm),       FAST("gate_and_mul", gate_and_mul),
+    FAST("rotary", bind<rotary>),       FAST("write_kv", bind<write_kv>), FAST("attention", attention),
+};
+
+// kernels(name) -> module of the kernels for an instruction set
+PyObject* kernels(PyObject*, PyObject* name) {
+  const char* wanted = PyUnicode_AsUTF8(name);
+  if (!wanted) return nullptr;
+  for (const Isa& isa : kIsas) {
+    if (!isa.supported() || strcmp(isa.name, wanted) != 0) continue;
+    PyObject* self = PyCapsule_New(const_cast<Isa*>(&isa), kIsaCapsule, nullptr);
+    PyObject* module = PyModule_New(isa.name);
+    bool good = self && module;
+    for (PyMethodDef& method : kKernels) {
+      PyObject* function = good ? PyCFunction_New(&method, self) : nullptr;
+      good = function && PyModule_AddObjectRef(module, method.ml_name, function) == 0;
+      Py_XDECREF(function);
+    }
+    Py_XDECREF(self);
+    if (!good) Py_CLEAR(module);
+    return module;
+  }
+  return PyErr_Format(PyExc_ValueError, "This machine does not run the instruction set %s.", wanted);
+}
+
 PyMethodDef kMethods[] = {
     {"isas", isas, METH_NOARGS, nullptr},
-    {"select", select, METH_O, nullptr},
+    {"kernels", kernels, METH_O, nullptr},
     {"set_importer", set_importer, METH_O, nullptr},
     {"threads", threads, METH_NOARGS, nullptr},
+    {"set_threads", set_threads, METH_O, nullptr},
+    {"set_thread_limit", limit_threads, METH_O, nullptr},
     {"recycled_bytes", recycled, METH_NOARGS, nullptr},
-    FAST("set_threads", bind<set_threads>),
-    FAST("set_thread_limit", bind<limit_threads>),
-    FAST("set_recycling_limit", bind<limit_recycling>),
+    {"set_recycling_limit", limit_recycling, METH_O, nullptr},
     FAST("empty", empty),
     FAST("new_weight", new_weight),
-    FAST("load_rows", bind<load_rows>),
-    FAST("embedding", embedding),
-    FAST("linear", linear),
-    FAST("linear_split", linear_split),
-    FAST("rms_norm", rms_norm),
-    FAST("gate_and_mul", gate_and_mul),
-    FAST("rotary", bind<rotary>),
-    FAST("write_kv", bind<write_kv>),
-    FAST("attention", attention),
     {nullptr, nullptr, 0, nullptr},
 };
 #undef FAST
 
-PyModuleDef kModule = {PyModuleDef_HEAD_INIT, "_vllm_ms_cpu", nullptr, -1, kMethods, nullptr, nullptr, nullptr, nullptr};
+PyModuleDef kModule = {
+    PyModuleDef_HEAD_INIT, "_vllm_ms_cpu", nullptr, -1, kMethods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 }  // namespace vllm_ms
@@ -400,7 +430,5 @@ PyMODINIT_FUNC PyInit__vllm_ms_cpu() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
 #endif
-  for (const vllm_ms::Isa& isa : vllm_ms::kIsas)
-    if (!vllm_ms::current && isa.supported()) vllm_ms::current = &isa;
   return PyModule_Create(&vllm_ms::kModule);
 }

@@ -1,13 +1,14 @@
 // Into and out of the panel layout (gemm.cpp describes it): loading a weight, looking up embeddings.
 //
-// Loading writes each row of the checkpoint straight to its final place, so no second copy of a model ever exists. A row
-// becomes one lane of a panel: its values land 64 bytes apart (32 for float16). To keep these scattered stores in L1, a
-// panel's 16 rows are interleaved in blocks of kBlock inputs (a 32 KB window of the panel); the source is read in runs of
-// kBlock values per row, front to back, which is also what a memory-mapped file wants. Panels are spread over the threads.
-// Throughput is about one pair of bf16 per cycle and core: ten times what a disk delivers.
+// Loading writes each row of the checkpoint straight to its final place, so no second copy of a model ever exists. A
+// row becomes one lane of a panel: its values land 64 bytes apart (32 for float16). To keep these scattered stores in
+// L1, a panel's 16 rows are interleaved in blocks of kBlock inputs (a 32 KB window of the panel); the source is read in
+// runs of kBlock values per row, front to back, which is also what a memory-mapped file wants. Panels are spread over
+// the threads. Throughput is about one pair of bf16 per cycle and core: ten times what a disk delivers.
 //
-// An embedding row is gathered back from its lane: ceil(k/2) reads 64 bytes apart. That costs a few microseconds a token
-// more than a plain row would, and saves the second copy of a matrix whose transpose is the output layer (tied weights).
+// An embedding row is gathered back from its lane: ceil(k/2) reads 64 bytes apart. That costs a few microseconds a
+// token more than a plain row would, and saves the second copy of a matrix whose transpose is the output layer (tied
+// weights).
 
 #include "kernels.h"
 #include "simd.h"
@@ -20,9 +21,9 @@ namespace {
 constexpr long kBlock = 512;
 
 struct PackCall {
-  char* panel;         // first panel touched
+  char* panel;  // first panel touched
   long panel_bytes;
-  long first_lane;     // lane of the first row in that panel
+  long first_lane;  // lane of the first row in that panel
   const void* source;
   long rows, stride, in_features;
 };
@@ -97,7 +98,8 @@ static void gather(const Packed& weight, long row, char* out) {
   int part = weight.parts - 1;
   while (weight.first_row[part] > row) --part;
   row -= weight.first_row[part];
-  const char* panel = static_cast<const char*>(weight.data) + (weight.first_panel[part] + row / 16) * weight.panel_bytes;
+  const char* panel =
+      static_cast<const char*>(weight.data) + (weight.first_panel[part] + row / 16) * weight.panel_bytes;
   const long k = weight.in_features, lane = row % 16;
   if (weight.dtype == kFloat32) {
     for (long i = 0; i < k; ++i) memcpy(out + i * 4, panel + (i * 16 + lane) * 4, 4);
@@ -111,7 +113,8 @@ static void gather(const Packed& weight, long row, char* out) {
 
 }  // namespace
 
-const char* pack_rows(const Packed& weight, int part, long first_row, const void* source, int dtype, long rows, long stride) {
+const char* pack_rows(const Packed& weight, int part, long first_row, const void* source, int dtype, long rows,
+                      long stride) {
   if (rows <= 0 || weight.in_features == 0) return nullptr;
   PackCall call;
   call.panel = static_cast<char*>(weight.data) + (weight.first_panel[part] + first_row / 16) * weight.panel_bytes;

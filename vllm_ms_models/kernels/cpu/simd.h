@@ -170,8 +170,8 @@ INLINE void store_one(float* to, float x) { *to = x; }
 
 // --- elementary functions -------------------------------------------------------------------------------------------
 
-// e^x = 2^n e^r, n = round(x / ln 2), |r| <= ln(2)/2; e^r by a polynomial with a relative error of 3e-9, so that rounding
-// dominates: at most about 1 ulp. Underflows to denormals and 0, overflows to infinity, keeps NaN.
+// e^x = 2^n e^r, n = round(x / ln 2), |r| <= ln(2)/2; e^r by a polynomial with a relative error of 3e-9, so that
+// rounding dominates: at most about 1 ulp. Underflows to denormals and 0, overflows to infinity, keeps NaN.
 INLINE vf exponential(vf x) {
   x = x < -104.0f ? splat(-104.0f) : x;
   x = x > 89.0f ? splat(89.0f) : x;
@@ -217,8 +217,8 @@ INLINE vf gelu_erf(vf x) {
   vf a = magnitude(x);
   a = a > 14.5f ? splat(14.5f) : a;
   vf t = 1.0f / (1.0f + 0.35f * a);
-  static const float kTail[] = {-1.4545949e-06f, 0.139653593f,  0.139561534f,  0.121385790f, 0.100591920f,
-                                -0.0131979408f,  0.146403044f,  -0.245539442f, 0.139408335f, -0.0282653887f};
+  static const float kTail[] = {-1.4545949e-06f, 0.139653593f, 0.139561534f,  0.121385790f, 0.100591920f,
+                                -0.0131979408f,  0.146403044f, -0.245539442f, 0.139408335f, -0.0282653887f};
   vf g = splat(kTail[9]);
   UNROLL for (int i = 8; i >= 0; --i) g = g * t + kTail[i];
   vf head = (vf)((vu)a & 0xfffff000u);

@@ -7,19 +7,22 @@
 //     `state` and see it within ~100 ns. The caller takes chunks itself straight away.
 //   * Chunks are claimed from one atomic counter, in order. Two cores reading neighbouring chunks stream through memory
 //     together, and a core that the operating system takes away for a while simply claims fewer.
-//   * A worker *joins* a job before it claims anything. The caller, once the chunks are gone, closes the job and waits only
+//   * A worker *joins* a job before it claims anything. The caller, once the chunks are gone, closes the job and waits
+//   only
 //     for the workers that joined: a worker that is still asleep or descheduled never delays anyone.
 //   * After a job a worker spins for kSpinNanoseconds (longer than the Python between two kernels of a step, much
 //     shorter than the pause between two requests) and then sleeps on a futex. An idle process uses no CPU.
-//   * While the caller waits for a worker it spins, and yields when that takes long: the worker may need this very core.
+//   * While the caller waits for a worker it spins, and yields when that takes long: the worker may need this very
+//   core.
 //
 // `state` holds everything that must change together: | generation (32 bits) | open (1 bit) | joined (31 bits) |.
 // The low word is the futex that sleepers wait on together with a separate counter of sleepers.
 //
-// The size of the pool is the number of CPUs in the affinity mask at the first call, or OMP_NUM_THREADS if that is smaller.
-// Python reads the variable and passes it on: MindSpore sets OMP_NUM_THREADS=1 in the C environment when it is imported,
-// so getenv() here would not see what the user said. Workers are detached threads: they end with the process. fork() copies only the calling thread, so
-// the child forgets the pool (pthread_atfork) and builds its own at its first call.
+// The size of the pool is the number of CPUs in the affinity mask at the first call, or OMP_NUM_THREADS if that is
+// smaller. Python reads the variable and passes it on: MindSpore sets OMP_NUM_THREADS=1 in the C environment when it is
+// imported, so getenv() here would not see what the user said. Workers are detached threads: they end with the process.
+// fork() copies only the calling thread, so the child forgets the pool (pthread_atfork) and builds its own at its first
+// call.
 
 #include "threads.h"
 

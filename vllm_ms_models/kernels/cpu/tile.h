@@ -1,8 +1,10 @@
 // The micro-kernel: a block of R activation rows times P panels of 16 weight rows, accumulated in registers.
 //
-//        w: P panels, each [steps][16 lanes]          One step reads P panels x 16 weights (P cache lines for 16-bit pairs
+//        w: P panels, each [steps][16 lanes]          One step reads P panels x 16 weights (P cache lines for 16-bit
+//        pairs
 //           +----+----+----+                          or float32) once and R activation values, each broadcast to all
-//     step  | 16 | 16 | 16 |                          lanes, and does R x P x 16 multiply-adds. Nothing is reduced across
+//     step  | 16 | 16 | 16 |                          lanes, and does R x P x 16 multiply-adds. Nothing is reduced
+//     across
 //           +----+----+----+                          lanes at the end: lane i of panel p *is* output feature 16 p + i.
 //   x: R    |acc |acc |acc |
 //      rows |acc |acc |acc |   R x P x (16 / VW) accumulator registers
@@ -15,14 +17,15 @@
 //   Pairs    16 pairs (k, k+1) of bf16     2 float32               widen by shift and by mask, 2 FMA
 //   Dots     16 pairs (k, k+1) of bf16     1 pair of bf16          vdpbf16ps (AVX-512 BF16 only)
 //
-// so bfloat16 weights have one layout for all instruction sets. Panels need not be contiguous: `w_step` and `w_panel` are
-// byte strides, so attention uses the same loop on tiles of K and V.
+// so bfloat16 weights have one layout for all instruction sets. Panels need not be contiguous: `w_step` and `w_panel`
+// are byte strides, so attention uses the same loop on tiles of K and V.
 //
 // Blocking. With VW = 16 there are 32 registers and 8 x 3 accumulators: a step is 3 loads and 8 broadcasts (folded into
-// the multiply as a memory operand) for 24 multiply-adds, so the multipliers are the limit (1 per cycle on Zen 4, latency
-// 4 to 6: any R x P >= 6 keeps them busy). With VW = 8 there are 16 registers and 6 x 1 panels (12 accumulators), with
-// VW = 4 2 x 1 (8 accumulators). For one or two rows memory is the limit; there more panels at once hide the latency of
-// the few accumulators, and the lines ahead are prefetched.
+// the multiply as a memory operand) for 24 multiply-adds, so the multipliers are the limit (1 per cycle on Zen 4,
+// latency 4 to 6: any R x P >= 6 keeps them busy). With VW = 8 there are 16 registers and 4 x 1 panels: 8 accumulators,
+// two vectors of weights and their widened halves (6 x 1 fits float32, but spills with bf16: 47 against 87 GFLOP/s).
+// With VW = 4: 3 x 1. For one or two rows memory is the limit; there more panels at once hide the latency of the few
+// accumulators, and the lines ahead are prefetched.
 #pragma once
 
 #include "simd.h"
@@ -31,16 +34,16 @@ namespace vllm_ms {
 namespace ISA_NS {
 
 #if VW == 16
-constexpr int kRows = 8, kPanels = 3, kFewRows = 2, kFewPanels = 4;
+constexpr int kRows = 8, kPanels = 3, kFewRows = 2, kFewPanels = 8;
 #elif VW == 8
-constexpr int kRows = 6, kPanels = 1, kFewRows = 1, kFewPanels = 4;
+constexpr int kRows = 4, kPanels = 1, kFewRows = 1, kFewPanels = 4;
 #elif defined(__aarch64__)
 constexpr int kRows = 5, kPanels = 1, kFewRows = 1, kFewPanels = 4;
 #else
-constexpr int kRows = 2, kPanels = 1, kFewRows = 1, kFewPanels = 2;
+constexpr int kRows = 3, kPanels = 1, kFewRows = 1, kFewPanels = 2;
 #endif
 constexpr int kMaxPanels = kPanels > kFewPanels ? kPanels : kFewPanels;
-constexpr int kPrefetchBytes = 2048;
+constexpr int kPrefetchBytes = 256;
 
 struct Float {
   typedef float X;
@@ -80,16 +83,16 @@ INLINE vf multiply_add(vf acc, float x, vf w) { return acc + x * w; }
 
 // out[r][16 p + i] (+)= sum over steps of x[r][step] * w[p][step][i]; strides of x and out in elements, of w in bytes.
 template <class W, int R, int P>
-static void tile(const typename W::X* x, long x_stride, const char* w, long w_step, long w_panel, long steps, float* out,
-                 long out_stride, bool accumulate) {
+static void tile(const typename W::X* x, long x_stride, const char* w, long w_step, long w_panel, long steps,
+                 float* out, long out_stride, bool accumulate) {
   constexpr int kPerPanel = 16 / VW, kVectors = P * kPerPanel;
   vf acc[R][kVectors];
-  UNROLL for (int r = 0; r < R; ++r) UNROLL for (int v = 0; v < kVectors; ++v)
-      acc[r][v] = accumulate ? load(out + r * out_stride + v * VW) : vf{};
+  UNROLL for (int r = 0; r < R; ++r) UNROLL for (int v = 0; v < kVectors; ++v) acc[r][v] =
+      accumulate ? load(out + r * out_stride + v * VW) : vf{};
   for (long step = 0; step < steps; ++step) {
     typename W::Raw raw[kVectors];
-    UNROLL for (int v = 0; v < kVectors; ++v)
-        raw[v] = load_raw<typename W::Raw>(w + v / kPerPanel * w_panel + v % kPerPanel * sizeof(raw[0]));
+    UNROLL for (int v = 0; v < kVectors; ++v) raw[v] =
+        load_raw<typename W::Raw>(w + v / kPerPanel * w_panel + v % kPerPanel * sizeof(raw[0]));
     if (R <= kFewRows) UNROLL for (int p = 0; p < P; ++p) __builtin_prefetch(w + p * w_panel + kPrefetchBytes);
     UNROLL for (int s = 0; s < W::kSubsteps; ++s) {
       decltype(W::widen(raw[0], 0)) wide[kVectors];
@@ -137,8 +140,8 @@ static void multiply_block(const typename W::X* x, long x_stride, const char* w,
   for (long p = 0; p < panels;) {
     int width = panels - p >= kPanels ? kPanels : 1;
     for (long r = 0; r < rows; r += height)
-      find_tile<W>(int(min(height, rows - r)), width)(x + r * x_stride, x_stride, w + p * w_panel, w_step, w_panel, steps,
-                                                      out + r * out_stride + p * 16, out_stride, accumulate);
+      find_tile<W>(int(min(height, rows - r)), width)(x + r * x_stride, x_stride, w + p * w_panel, w_step, w_panel,
+                                                      steps, out + r * out_stride + p * 16, out_stride, accumulate);
     p += width;
   }
 }

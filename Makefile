@@ -1,0 +1,52 @@
+# One target for each thing a person does; `make` lists them.
+
+MODEL ?= examples/demo/checkpoint
+HOST ?= 127.0.0.1
+PORT ?= 8000
+ARGS ?=
+
+bin := .venv/bin
+served_name := $(if $(filter examples/demo/checkpoint,$(MODEL)),--served-model-name demo)
+
+export PATH := $(CURDIR)/$(bin):$(PATH)
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test test-all lint format bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+install: ## set up .venv: vLLM, MindSpore, this package, its kernels
+	@scripts/setup.sh
+
+serve: install ## OpenAI-compatible server; MODEL=path-or-hub-id HOST= PORT= ARGS="any option of vllm serve"
+	@exec $(bin)/vllm serve $(MODEL) $(served_name) --host $(HOST) --port $(PORT) $(ARGS)
+
+test: ## the quick tests; ARGS="-k name" picks
+	@scripts/setup.sh test
+	@$(bin)/python -m pytest $(ARGS)
+
+test-all: ## every test, the slow ones too
+	@scripts/setup.sh test
+	@$(bin)/python -m pytest -m "" $(ARGS)
+
+lint: ## ruff and mypy
+	@scripts/setup.sh lint
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+
+format: ## reformat, and fix what ruff can fix
+	@scripts/setup.sh lint
+	$(bin)/ruff check --fix
+	$(bin)/ruff format
+
+bench: ## benchmarks/run.py; ARGS= go to it
+	@if [ ! -e benchmarks/run.py ]; then echo "There are no benchmarks yet (benchmarks/run.py)."; exit 1; fi
+	@scripts/setup.sh bench
+	@$(bin)/python benchmarks/run.py $(ARGS)
+
+clean: ## remove caches and build products; .venv stays
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache kernel_meta rank_*
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
