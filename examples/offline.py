@@ -10,7 +10,7 @@ DEMO = Path(__file__).parent / "demo" / "checkpoint"
 
 def main() -> None:
     llm = LLM(sys.argv[1] if len(sys.argv) > 1 else str(DEMO), max_model_len=1024)
-    questions = ["What is 12 + 30?", "What is the opposite of hot?"]
+    questions = ["What is 12 + 7?", "What is the opposite of hot?"]
     chats = [[{"role": "user", "content": question}] for question in questions]
     for question, reply in zip(questions, llm.chat(chats, SamplingParams(temperature=0, max_tokens=32)), strict=True):
         print(f"{question} -> {reply.outputs[0].text}")

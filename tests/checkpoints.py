@@ -9,7 +9,7 @@ import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def _write(family: str, seed: int, dtype: torch.dtype, options: str) -> Path:
     return folder
 
 
-def random_prompts(lengths: list[int], vocab_size: int = _DEFAULTS["vocab_size"], seed: int = 0) -> list[list[int]]:
+def random_prompts(lengths: Sequence[int], vocab_size: int = _DEFAULTS["vocab_size"], seed: int = 0) -> list[list[int]]:
     """One prompt of random token ids for each length."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(vocab_size, (length,), generator=generator).tolist() for length in lengths]

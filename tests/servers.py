@@ -71,7 +71,9 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def serve(model: str | Path, *arguments: str, env: dict[str, str] | None = None, seconds: float = 180) -> Iterator[Server]:
+def serve(
+    model: str | Path, *arguments: str, env: dict[str, str] | None = None, seconds: float = 180
+) -> Iterator[Server]:
     """`vllm serve model arguments...`, healthy; ended on exit."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:

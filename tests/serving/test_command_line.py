@@ -17,7 +17,7 @@ from vllm import LLM, SamplingParams
 
 if __name__ == "__main__":
     llm = LLM({model!r}, max_model_len=256, max_num_seqs=4)
-    chat = [{{"role": "user", "content": "What is 12 + 30?"}}]
+    chat = [{{"role": "user", "content": "What is 12 + 7?"}}]
     print("ANSWER", llm.chat(chat, SamplingParams(temperature=0, max_tokens=20))[0].outputs[0].text)
 """
 
@@ -35,12 +35,12 @@ def test_offline_llm_in_one_process_and_in_two(tmp_path: Path, multiprocessing: 
     script = tmp_path / "offline.py"
     script.write_text(OFFLINE.format(model=str(DEMO)))
     done = run(sys.executable, str(script), env={"VLLM_ENABLE_V1_MULTIPROCESSING": multiprocessing})
-    assert "ANSWER 42" in done.stdout
+    assert "ANSWER 19" in done.stdout
     assert "Traceback" not in done.stderr  # also a clean shutdown
 
 
 def test_run_batch(tmp_path: Path) -> None:
-    questions = {"sum": "What is 12 + 30?", "other": "What is 20 + 5?"}
+    questions = {"sum": "What is 12 + 7?", "other": "What is 20 + 5?"}
     lines = [
         {
             "custom_id": name,
@@ -55,7 +55,7 @@ def test_run_batch(tmp_path: Path) -> None:
     run(VLLM, "run-batch", "-i", str(source), "-o", str(target), "--model", str(DEMO), "--max-model-len", "256")
     replies = [json.loads(line) for line in target.read_text().splitlines()]
     texts = {r["custom_id"]: r["response"]["body"]["choices"][0]["message"]["content"] for r in replies}
-    assert texts["sum"].startswith("42") and texts["other"].startswith("25")
+    assert texts["sum"].startswith("19") and texts["other"].startswith("25")
 
 
 def test_bench_serve(demo: Server, tmp_path: Path) -> None:

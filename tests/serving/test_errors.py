@@ -197,7 +197,10 @@ def test_server_ends_with_the_sentence_and_a_status(
 
 @pytest.mark.parametrize(
     ("found", "sentence"),
-    [(None, r"MindSpore is not installed.*pip install mindspore==2\.10\.0"), ("2.9.0", r"MindSpore 2\.9\.0 is installed")],
+    [
+        (None, r"MindSpore is not installed.*pip install mindspore==2\.10\.0"),
+        ("2.9.0", r"MindSpore 2\.9\.0 is installed"),
+    ],
 )
 def test_mindspore_missing_or_of_another_version(
     found: str | None, sentence: str, monkeypatch: pytest.MonkeyPatch
@@ -214,5 +217,3 @@ def test_mindspore_missing_or_of_another_version(
     monkeypatch.setattr(runtime, "version", version)
     with pytest.raises(Exception, match=sentence), engine(checkpoint("llama")):
         pass
-
-

@@ -11,7 +11,7 @@ from tests.servers import Server
 
 pytestmark = pytest.mark.serving
 
-QUESTION = "What is 12 + 30?"
+QUESTION = "What is 12 + 7?"
 CHAT: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": QUESTION}]}
 PROMPT = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -149,7 +149,7 @@ def test_models_tokenize_metrics(demo: Server) -> None:
     ids = tokens(demo, "cat and dog")
     assert post(demo, "/detokenize", {"model": "demo", "tokens": ids}).json()["prompt"] == "cat and dog"
     metrics = httpx.get(f"{demo.url}/metrics").text
-    assert re.search(r'^vllm:prompt_tokens_total\{.*\} [1-9]', metrics, re.M)
+    assert re.search(r"^vllm:prompt_tokens_total\{.*\} [1-9]", metrics, re.M)
 
 
 def test_unknown_model_and_impossible_request_are_client_errors(demo: Server) -> None:
