@@ -1,7 +1,6 @@
 """MindSpore set up once for every test, as the worker does it."""
 
 import mindspore as ms
-import pytest
 
 from vllm_ms_models import compat
 

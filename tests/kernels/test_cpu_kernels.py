@@ -1,14 +1,14 @@
-"""The C++ kernels against the definitions in `references.py`, and against each other, for every instruction set here.
+"""The C++ kernels against the definitions in `references.py`, for every instruction set of this machine.
 
-All tests of the reference back end run again on these: `from test_reference import *` brings them into this module, where
-the fixture `kernels` is the C++ back end. The bounds are derived there from float32 arithmetic in any order of summation,
-which covers the products of bfloat16 pairs as well: `vdpbf16ps` multiplies exactly and adds in float32.
+All tests of the reference back end run again on these: the import brings them into this module, where the fixture
+`kernels` is the C++ back end. The bounds are derived there from float32 arithmetic in any order of summation, which
+covers the products of bfloat16 pairs as well: `vdpbf16ps` multiplies exactly and adds in float32.
 """
 
 from typing import Any
 
 import pytest
-from test_reference import *  # noqa: F403
+from test_reference import *  # type: ignore[import-not-found]  # noqa: F403
 
 from vllm_ms_models.kernels.cpu import CpuKernels, KernelBuildError
 from vllm_ms_models.kernels.cpu.backend import load_module

@@ -1,12 +1,11 @@
 """Gated activations against the functions that transformers has under the same names."""
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers.activations import ACT2FN
 
-from tests.quantization.layer_testing import (
+from tests.layer_testing import (
     UNIT,
     assert_close,
     back_end,  # noqa: F401 (autouse)

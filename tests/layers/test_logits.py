@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.quantization.layer_testing import (
+from tests.layer_testing import (
     UNIT,
     assert_close,
     back_end,  # noqa: F401 (autouse)
@@ -25,7 +25,8 @@ from vllm_ms_models.layers.logits import LogitsProcessor
 
 
 def head_of(weight: torch.Tensor) -> ParallelLMHead:
-    head = ParallelLMHead("lm_head", *weight.shape, context(weight.dtype))
+    vocabulary, hidden = weight.shape
+    head = ParallelLMHead("lm_head", vocabulary, hidden, context(weight.dtype))
     load(head, {"lm_head.weight": weight})
     return head
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.quantization.layer_testing import (
+from tests.layer_testing import (
     UNIT,
     assert_close,
     back_end,  # noqa: F401 (autouse)

@@ -3,6 +3,8 @@
 Every model answers prompts whose lengths lie below, at and above a KV block (32 tokens) and the sliding windows.
 """
 
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +22,12 @@ TOKENS = 64
 LENGTHS = (1, 5, 32, 33, 100, 150)
 MAX_MODEL_LEN = 256
 
-# What the project promises for log-probabilities is 1e-3. Both sides compute in float32 (eps 6e-8) but sum in different
-# orders; through three layers that makes 1e-6 to 3e-5 in logits of magnitude 20. An order of magnitude above that, and
-# one below the promise:
-LOGPROB_TOLERANCE = 1e-4
-# Identical tokens can be asked for only where the difference above cannot decide. Checked for every token of every
-# case, so that a failure is a fault and not a tie.
+# The project promises 1e-3. Both sides compute in float32 (eps 6e-8) but sum in different orders; through three to five
+# layers of these models, whose logits have a standard deviation of 1.6 to 2.2, the largest difference over all cases is
+# 7e-5 (AVX-512; typically 2e-5). Other instruction sets and versions of torch sum differently again: four times that.
+LOGPROB_TOLERANCE = 3e-4
+# Identical tokens can be asked for only where that difference, on the best and on the second best token, cannot decide.
+# Checked for every token of every case, so that a failure is a fault and not a tie.
 LEAST_MARGIN = 2 * LOGPROB_TOLERANCE
 
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
@@ -66,7 +68,7 @@ class Case:
 
     @property
     def prompts(self) -> list[list[int]]:
-        return random_prompts(list(self.lengths), self.vocab_size, self.seed)
+        return random_prompts(self.lengths, self.vocab_size, self.seed)
 
 
 LLAMA3 = rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
@@ -88,7 +90,7 @@ def mistral(*args: Any, **kwargs: Any) -> Case:
 
 CASES = {
     # --- Qwen2: biases on q, k and v always ---
-    "qwen2 1 query head a KV head": qwen2({"num_key_value_heads": 4, "rms_norm_eps": 1e-5}),
+    "qwen2 1 query head a KV head": qwen2({"num_key_value_heads": 4, "rms_norm_eps": 1e-5}, seed=1),
     "qwen2 2, tied": qwen2({"tie_word_embeddings": True, "vocab_size": 257}),
     "qwen2 4, sharded": qwen2(
         {"num_attention_heads": 8, "vocab_size": 129, "num_hidden_layers": 5, "max_shard_size": "100KB"}
@@ -125,6 +127,7 @@ CASES = {
             "rope_parameters": YARN,
         },
         without={"layer_types": ["full_attention"] * 3},
+        seed=1,
     ),
     "qwen2 window in all layers": qwen2(
         {"use_sliding_window": True, "sliding_window": 33, "max_window_layers": 0, "tie_word_embeddings": True},
@@ -133,7 +136,7 @@ CASES = {
     "qwen2 yarn": qwen2(
         {"rope_parameters": YARN, "max_position_embeddings": 256, "num_attention_heads": 8}, without=WITHOUT_ROPE
     ),
-    "qwen2 dynamic within the trained length": qwen2({"rope_parameters": rope("dynamic", factor=2.0)}),
+    "qwen2 dynamic within the trained length": qwen2({"rope_parameters": rope("dynamic", factor=2.0)}, seed=2),
     "qwen2 dynamic beyond": qwen2(
         {"rope_parameters": rope("dynamic", factor=4.0), "max_position_embeddings": 64},
         lengths=(1, 33, 100),
@@ -142,12 +145,12 @@ CASES = {
         without=WITHOUT_ROPE,
     ),
     "qwen2 llama3 rope, gelu": qwen2(
-        {"rope_parameters": LLAMA3, "hidden_act": "gelu", "vocab_size": 1021}, without={"hidden_act": "silu"}
+        {"rope_parameters": LLAMA3, "hidden_act": "gelu", "vocab_size": 1021}, without={"hidden_act": "silu"}, seed=2
     ),
     # --- Llama ---
     "llama 1": llama({"num_key_value_heads": 4, "vocab_size": 320, "intermediate_size": 172}),
     "llama 2, all biases": llama({"attention_bias": True, "mlp_bias": True}),
-    "llama 4, llama3 rope": llama({"num_attention_heads": 8, "rope_parameters": LLAMA3}, without=WITHOUT_ROPE),
+    "llama 4, llama3 rope": llama({"num_attention_heads": 8, "rope_parameters": LLAMA3}, without=WITHOUT_ROPE, seed=1),
     "llama 8, tied, head_dim 32": llama(
         {
             "num_attention_heads": 8,
@@ -172,6 +175,7 @@ CASES = {
     "llama linear, head size 20, gelu_pytorch_tanh": llama(
         {"head_dim": 20, "hidden_act": "gelu_pytorch_tanh", "rope_parameters": rope("linear", factor=2.0)},
         without=WITHOUT_ROPE,
+        seed=1,
     ),
     "llama dynamic within the trained length": llama({"rope_parameters": rope("dynamic", factor=2.0)}),
     "llama dynamic beyond": llama(
@@ -207,8 +211,9 @@ CASES = {
         },
         lengths=(65, 100, 150),  # transformers gives shorter prompts the short factors
         without=WITHOUT_ROPE,
+        seed=1,
     ),
-    "mistral window": mistral({"sliding_window": 24}, without={"sliding_window": None}),
+    "mistral window": mistral({"sliding_window": 24}, without={"sliding_window": None}, seed=2),
     "mistral window, head size 20, odd vocabulary": mistral(
         {
             "sliding_window": 33,
@@ -294,3 +299,20 @@ def test_cases_can_see_their_feature(name: str) -> None:
     other = type(model).from_pretrained(case.folder, **case.without).eval()
     difference = (torch_reference.logits(model, prompt) - torch_reference.logits(other, prompt)).abs().max().item()
     assert difference > 1000 * LOGPROB_TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["qwen2 yarn", "llama 4, llama3 rope"])
+def test_older_config_files(name: str, tmp_path: Path) -> None:
+    """`rope_theta` beside `rope_scaling`, and `type` for `rope_type`, as most published checkpoints have them."""
+    case = CASES[name]
+    folder = tmp_path / "older"
+    shutil.copytree(case.folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    scaling = config.pop("rope_parameters")
+    config["rope_theta"] = scaling.pop("rope_theta")
+    config["rope_scaling"] = scaling
+    if name.startswith("qwen2"):
+        scaling["type"] = scaling.pop("rope_type")
+    config["torch_dtype"] = config.pop("dtype")
+    (folder / "config.json").write_text(json.dumps(config))
+    check_tokens(run(case, folder))

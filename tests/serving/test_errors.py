@@ -53,7 +53,7 @@ def edit_tensors(change: Callable[[dict[str, np.ndarray]], object]) -> Damage:
         content = json.loads(index.read_text())
         for name in before - set(tensors):
             del content["weight_map"][name]
-        content["weight_map"] |= {name: shard.name for name in tensors}
+        content["weight_map"] |= dict.fromkeys(tensors, shard.name)
         index.write_text(json.dumps(content))
 
     return edit
@@ -97,7 +97,11 @@ BROKEN: dict[str, tuple[Damage, str]] = {
     "pickle": (pickle_only, r"safetensors"),
     "architecture": (
         edit_config(architectures=["GPT2LMHeadModel"]),
-        r"GPT2LMHeadModel has no MindSpore implementation.*LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM",
+        r"GPT2LMHeadModel.* not supported.*\['LlamaForCausalLM', 'MistralForCausalLM', 'Qwen2ForCausalLM'\]",
+    ),
+    "unknown architecture": (
+        edit_config(architectures=["NobodyForCausalLM"]),
+        r"NobodyForCausalLM.* not supported.*\['LlamaForCausalLM', 'MistralForCausalLM', 'Qwen2ForCausalLM'\]",
     ),
     "activation": (edit_config(hidden_act="relu"), r"Activation 'relu'.*supported are silu"),
     "quantized": (

@@ -65,6 +65,7 @@ class SafetensorsLoader(BaseModelLoader):
             ignored.append("lm_head.weight")
         folder = self._folder(model_config)
         report = checkpoint.load(folder, slots, ignored=ignored, progress=self.load_config.use_tqdm_on_load)
+        model.finish_loading()
         logger.info("Read %d tensors, %.2f GiB, in %.1f s.", report.tensors, report.bytes_read / 2**30, report.seconds)
 
 
@@ -79,6 +80,7 @@ class DummyLoader(BaseModelLoader):
         values = np.random.default_rng(0).uniform(-0.05, 0.05, 1_000_003).astype(np.float32)
         for slot in _fitting_slots(model):
             slot.load(np.resize(values, _part_shape(slot)))
+        model.finish_loading()
 
 
 def _fitting_slots(model: CausalLMShell) -> list["Slot"]:

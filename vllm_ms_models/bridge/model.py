@@ -48,6 +48,12 @@ class CausalLMShell(torch.nn.Module):
             if hasattr(cell, "slots"):
                 yield from cell.slots()
 
+    def finish_loading(self) -> None:
+        """Let each linear's scheme do what it does once, after all weights have arrived."""
+        for _, cell in self.cell.cells_and_names():
+            if hasattr(cell, "finish_loading"):
+                cell.finish_loading()
+
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
 

@@ -24,7 +24,10 @@ def register() -> None:
     from vllm_ms_models.bridge.loader import DummyLoader, SafetensorsLoader
     from vllm_ms_models.bridge.model import shell
 
-    for architecture in registry.architectures():
+    ours = registry.architectures()
+    for architecture in ours:
         ModelRegistry.register_model(architecture, shell(architecture))
+    for architecture in set(ModelRegistry.get_supported_archs()) - set(ours):
+        del ModelRegistry.models[architecture]  # a torch model cannot run here: let vLLM's refusal list what can
     register_model_loader("mindspore")(SafetensorsLoader)
     register_model_loader("mindspore_dummy")(DummyLoader)

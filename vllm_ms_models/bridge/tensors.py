@@ -2,7 +2,7 @@
 
 import mindspore as ms
 import torch
-from mindspore import Tensor
+from mindspore import Tensor, mint
 from mindspore.utils.dlpack import from_dlpack, to_dlpack
 
 DTYPES = {torch.float32: ms.float32, torch.bfloat16: ms.bfloat16, torch.float16: ms.float16}
@@ -10,7 +10,10 @@ DTYPES = {torch.float32: ms.float32, torch.bfloat16: ms.bfloat16, torch.float16:
 
 def to_mindspore(tensor: torch.Tensor) -> Tensor:
     """A MindSpore tensor over the memory of a contiguous torch CPU tensor (a copy if it is not contiguous)."""
-    return from_dlpack(torch.utils.dlpack.to_dlpack(tensor.contiguous()))
+    shared = from_dlpack(torch.utils.dlpack.to_dlpack(tensor.contiguous()))
+    if tensor.numel() == 0:  # there is nothing to share, and torch's strides of nothing are not MindSpore's
+        return mint.empty(shared.shape, dtype=shared.dtype)
+    return shared
 
 
 def to_torch(tensor: Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor, mint, nn, ops
 
 from vllm_ms_models import kernels
 from vllm_ms_models.checkpoint.slots import Slot
@@ -59,11 +59,12 @@ class ParallelLMHead(nn.Cell):
     ) -> None:
         super().__init__()
         self.group = context.tensor_parallel
+        self.vocab_size = vocab_size
+        rows, self.stored = vocabulary_rows(vocab_size, self.group)
         self.kernels = kernels.get()
         self.tied_weight = None if tied_to is None else tied_to.weight
         self.scheme = None
         if tied_to is None:
-            rows, _ = vocabulary_rows(vocab_size, self.group)
             part = Part(name, (vocab_size, hidden_size), rows, slice(0, hidden_size))
             self.scheme = context.quantization.linear([part], False, context.dtype)
 
@@ -71,10 +72,23 @@ class ParallelLMHead(nn.Cell):
         if self.scheme is not None:
             yield from self.scheme.slots()
 
+    def finish_loading(self) -> None:
+        if self.scheme is not None:
+            self.scheme.finish()
+
     def construct(self, hidden: Tensor) -> Tensor:
         if self.scheme is not None:
             logits = self.scheme.multiply(hidden, ms.float32)
         else:
             assert self.tied_weight is not None
             logits = self.kernels.linear(hidden, self.tied_weight, dtype=ms.float32)
-        return self.group.all_gather(logits)
+        return logits if self.group.size == 1 else self._gather(logits)
+
+    def _gather(self, logits: Tensor) -> Tensor:
+        """The logits of all ranks, which exchange equally many and drop what is beyond the vocabulary."""
+        rows, columns = logits.shape
+        if rows == 0:
+            return mint.empty((0, self.vocab_size), dtype=logits.dtype)
+        if missing := self.stored - columns:
+            logits = ops.pad(logits, (0, missing))
+        return self.group.all_gather(logits)[:, : self.vocab_size].contiguous()

@@ -41,6 +41,9 @@ class Linear(nn.Cell):
     def slots(self) -> Iterator[Slot]:
         return self.scheme.slots()
 
+    def finish_loading(self) -> None:
+        self.scheme.finish()
+
 
 class ReplicatedLinear(Linear):
     """`[tokens, in_features]` -> `[tokens, out_features]`, the same on every rank."""
@@ -94,12 +97,12 @@ class QKVParallelLinear(Linear):
     ):
         group = context.tensor_parallel
         heads = group.share(num_heads, f"The number of heads of {names[0]}")
-        copies = max(1, group.size // num_kv_heads)
-        if group.size % copies:
+        if group.size > num_kv_heads and group.size % num_kv_heads:
             raise ValueError(
                 f"The number of KV heads of {names[1]} ({num_kv_heads}) does not divide the tensor parallel size "
-                f"{group.size}; choose a --tensor-parallel-size that it divides."
+                f"{group.size}; choose a --tensor-parallel-size that it divides, or one that divides it."
             )
+        copies = max(1, group.size // num_kv_heads)
         kv_group = Group(group.rank // copies, group.size // copies)
         kv_heads = kv_group.share(num_kv_heads, f"The number of KV heads of {names[1]}")
         query, key, value = names

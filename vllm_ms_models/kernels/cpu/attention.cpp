@@ -27,195 +27,72 @@
 // writes its unnormalised sum, m and l to a float32 buffer and a second pass merges them. One long sequence keeps all
 // cores busy.
 
-#include "kernels.h"
-#include "tile.h"
+#include "attention_plan.h"
 
 namespace vllm_ms {
 namespace ISA_NS {
 VLLM_MS_DECLARE_KERNELS
 namespace {
 
-constexpr long kTileRows = 64, kKeys = 128, kSplitKeys = 256;
 constexpr float kNegative = -__builtin_inff();
 
-struct Item {
-  long sequence, kv_head, first_token, tokens;  // tokens: within the sequence's query rows
-  long begin, end;                              // key positions
-  long piece, pieces;
-  float* partial;  // pieces > 1: [rows][padded + 2] of this piece
+// How scores become exponents of two: the running maximum is kept in these units, so that a probability is
+// 2^(score * factor - maximum), one multiply-add and `power_of_two`.
+struct Softmax {
+  float scale, cap;  // cap 0: none
+  bool transform;    // scores are scaled and capped in a pass of their own, `factor` is log2(e)
+  float factor;      // scale * log2(e) otherwise
 };
 
-struct Geometry {
-  long group, head_size, padded;  // padded: head_size up to a multiple of 16
-  long row_bytes, half_bytes, block_bytes;
-};
-
-// One thread's buffers for an item.
-struct Buffers {
-  char* query;    // [rows][depth] float32, or pairs of bf16
-  char* keys;     // [kKeys / 16][depth][16]
-  float* values;  // [kKeys][padded]
-  float* scores;  // [rows][kKeys]
-  float* out;     // [rows][padded]
-  float* m;
-  float* l;
-};
-
-static bool take_buffers(const Geometry& g, long rows, Buffers& b) {
-  const long depth = (g.head_size + 1) / 2 * 2 * 4;  // bytes of a row; pairs need half of it
-  const long sizes[] = {rows * depth, kKeys * depth, kKeys * g.padded * 4, rows * kKeys * 4, rows * g.padded * 4,
-                        rows * 4,     rows * 4};
-  long total = 0, offset[7];
-  for (int i = 0; i < 7; ++i) {
-    offset[i] = total;
-    total += ceil_div(sizes[i], 64) * 64;
-  }
-  char* base = static_cast<char*>(scratch(Slot::kAttention, size_t(total)));
-  if (!base) return false;
-  b = {base + offset[0],
-       base + offset[1],
-       reinterpret_cast<float*>(base + offset[2]),
-       reinterpret_cast<float*>(base + offset[3]),
-       reinterpret_cast<float*>(base + offset[4]),
-       reinterpret_cast<float*>(base + offset[5]),
-       reinterpret_cast<float*>(base + offset[6])};
-  return true;
+INLINE Softmax softmax_of(const AttentionCall& call) {
+  constexpr float kLog2E = 1.44269504f;
+  const bool transform = call.soft_cap > 0 || !(call.scale > 0);
+  return {float(call.scale), float(call.soft_cap), transform,
+          transform ? kLog2E : float(call.scale * 1.4426950408889634)};
 }
 
-#if VW == 16
-constexpr vi kLanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-#elif VW == 8
-constexpr vi kLanes = {0, 1, 2, 3, 4, 5, 6, 7};
-#else
-constexpr vi kLanes = {0, 1, 2, 3};
-#endif
-
-// Transposes a VW x VW matrix of 32-bit values held in VW registers: in each of log2(VW) stages, rows a distance apart
-// exchange the off-diagonal blocks of that size.
-INLINE void transpose(vi* rows) {
-  UNROLL for (int distance = VW / 2; distance; distance /= 2) {
-    const vi low = (kLanes & distance) ? kLanes + (VW - distance) : kLanes;
-    const vi high = (kLanes & distance) ? kLanes + VW : kLanes + distance;
-    UNROLL for (int i = 0; i < VW; ++i) {
-      if (i & distance) continue;
-      const vi a = rows[i], b = rows[i + distance];
-      rows[i] = __builtin_shuffle(a, b, low);
-      rows[i + distance] = __builtin_shuffle(a, b, high);
-    }
-  }
-}
-
-// How the scores are multiplied: which micro-kernel, and how a row of q or k is stored for it.
-template <class T>
-struct FloatScores {
-  typedef Float W;
-  static long depth(long head_size) { return head_size; }
-  INLINE vi read(const T* row, long d) { return (vi)load(row + d); }
-  INLINE int32_t read_one(const T* row, long d, long) {
-    float x = load_one(row + d);
-    return load_raw<int32_t>(&x);
-  }
-};
-#if defined(__AVX512BF16__)
-struct DotScores {
-  typedef Dots W;
-  static long depth(long head_size) { return ceil_div(head_size, 2); }
-  INLINE vi read(const Bf16* row, long d) { return load_raw<vi>(row + 2 * d); }
-  INLINE int32_t read_one(const Bf16* row, long d, long head_size) {
-    return row[2 * d].bits | (2 * d + 1 < head_size ? uint32_t(row[2 * d + 1].bits) << 16 : 0u);
-  }
-};
-#endif
-
-template <class T, class S>
-static void copy_query(const T* from, int32_t* to, long head_size) {
-  const long depth = S::depth(head_size);
-  for (long d = 0; d < depth; ++d) to[d] = S::read_one(from, d, head_size);
-}
-
-// 16 rows of keys (those from `count` on are zero) to one panel [depth][16].
-template <class T, class S>
-static void pack_keys(const T* const* rows, long count, char* panel, long head_size) {
-  const long depth = S::depth(head_size), whole = head_size / (S::W::kDepth * VW) * VW;
-  int32_t* out = reinterpret_cast<int32_t*>(panel);
-  for (long lane = 0; lane < 16; lane += VW) {
-    for (long d = 0; d < whole; d += VW) {
-      vi block[VW];
-      UNROLL for (int i = 0; i < VW; ++i) block[i] = lane + i < count ? S::read(rows[lane + i], d) : vi{};
-      transpose(block);
-      UNROLL for (int i = 0; i < VW; ++i) store_raw(out + (d + i) * 16 + lane, block[i]);
-    }
-    for (long d = whole; d < depth; ++d)
-      for (long i = lane; i < lane + VW; ++i) out[d * 16 + i] = i < count ? S::read_one(rows[i], d, head_size) : 0;
-  }
-}
-
-template <class T>
-static void widen_value(const T* from, float* to, long head_size, long padded) {
-  long d = 0;
-  for (; d + VW <= head_size; d += VW) store(to + d, load(from + d));
-  if (d < head_size) {
-    store(to + d, load_some(from + d, head_size - d));
-    d += VW;
-  }
-  for (; d < padded; ++d) to[d] = 0;
-}
-
-// Loads the keys and values of positions [begin, begin + count).
-template <class T, class S>
-static void load_tile(const AttentionCall& call, const Geometry& g, const Item& item, long begin, long count,
-                      const Buffers& b) {
-  const int32_t* table = call.block_tables + item.sequence * call.table_stride;
-  const char* base = static_cast<const char*>(call.cache) + item.kv_head * call.block_size * g.row_bytes;
-  const T* rows[16];
-  long block = begin / call.block_size, offset = begin % call.block_size;
-  const char* at = base + table[block] * g.block_bytes;
-  for (long i = 0; i < count; ++i, ++offset) {
-    if (offset == call.block_size) {
-      offset = 0;
-      at = base + table[++block] * g.block_bytes;
-    }
-    rows[i % 16] = reinterpret_cast<const T*>(at + offset * g.row_bytes);
-    widen_value(reinterpret_cast<const T*>(at + g.half_bytes + offset * g.row_bytes), b.values + i * g.padded,
-                g.head_size, g.padded);
-    if (i % 16 == 15 || i == count - 1)
-      pack_keys<T, S>(rows, i % 16 + 1, b.keys + i / 16 * S::depth(g.head_size) * 64, g.head_size);
-  }
-}
-
-// Turns one row of scores, visible in [low, high), into probabilities relative to the running maximum.
-// Returns the factor by which everything summed so far has to be multiplied.
-static float soften(float* scores, long low, long high, long width, float scale, float cap, float& m, float& l) {
+// Largest visible score of a row; scores outside of [low, high) become -inf.
+static float top_score(float* scores, long low, long high, long width, const Softmax& softmax) {
   vf top = splat(kNegative);
-  for (long i = 0; i < width; i += VW) {
-    vf s = load(scores + i) * scale;
-    if (cap > 0) s = cap * hyperbolic_tangent(s / cap);
-    vi at = kLanes + int(i);
-    s = select((at >= int(low)) & (at < int(high)), s, splat(kNegative));
-    top = vmax(s, top);
-    store(scores + i, s);
-  }
-  float best = largest(top);
-  if (!(best > kNegative)) {  // nothing visible (a NaN would have lost the comparisons: let it through below)
-    bool blank = low >= high;
-    if (blank) {
-      for (long i = 0; i < width; ++i) scores[i] = 0;
-      return 1.0f;
-    }
-  }
-  float next = best > m ? best : m;
-  if (next == kNegative) next = 0;
-  vf total = {};
+  const bool partial = low > 0 || high < width;
   for (long i = 0; i < width; i += VW) {
     vf s = load(scores + i);
-    vf p = select(s == splat(kNegative), vf{}, exponential(s - next));
+    if (softmax.transform) {
+      s *= softmax.scale;
+      if (softmax.cap > 0) s = softmax.cap * hyperbolic_tangent(s / softmax.cap);
+    }
+    if (partial) {
+      vi at = kLanes + int(i);
+      s = select((at >= int(low)) & (at < int(high)), s, splat(kNegative));
+    }
+    top = vmax(s, top);
+    if (partial || softmax.transform) store(scores + i, s);
+  }
+  return largest(top);
+}
+
+// Turns one row of scores, visible in [low, high), into probabilities relative to the running maximum m; l is their
+// sum. Returns the factor by which everything summed so far has to be multiplied.
+static float soften(float* scores, long low, long high, long width, const Softmax& softmax, float& m, float& l) {
+  if (low >= high) {
+    memset(scores, 0, size_t(width) * sizeof(float));
+    return 1.0f;
+  }
+  float next = top_score(scores, low, high, width, softmax) * softmax.factor;
+  next = next > m ? next : m;
+  if (next == kNegative) next = 0;  // all visible scores are NaN or -inf
+  const bool partial = low > 0 || high < width;
+  vf total = {};
+  for (long i = 0; i < width; i += VW) {
+    vf s = load(scores + i), p = power_of_two(s * softmax.factor - next);
+    if (partial) p = select(s == splat(kNegative), vf{}, p);
     total += p;
     store(scores + i, p);
   }
-  float factor = m == next ? 1.0f : exponential(splat(m - next))[0];
-  l = l * factor + sum(total);
+  const float shrink = m == next ? 1.0f : power_of_two(splat(m - next))[0];
+  l = l * shrink + sum(total);
   m = next;
-  return factor;
+  return shrink;
 }
 
 template <class T, class S>
@@ -228,6 +105,7 @@ static const char* run_item(const AttentionCall& call, const Geometry& g, const 
   const long first_position =
       length - (call.query_start[item.sequence + 1] - call.query_start[item.sequence]) + item.first_token;
   const long head = item.kv_head * g.group;
+  const Softmax softmax = softmax_of(call);
   for (long r = 0; r < rows; ++r)
     copy_query<T, S>(
         static_cast<const T*>(call.query) + ((first_row + r / g.group) * call.heads + head + r % g.group) * g.head_size,
@@ -237,15 +115,14 @@ static const char* run_item(const AttentionCall& call, const Geometry& g, const 
 
   for (long key = item.begin; key < item.end; key += kKeys) {
     const long count = min(kKeys, item.end - key), width = ceil_div(count, 16) * 16;
-    load_tile<T, S>(call, g, item, key, count, b);
+    load_tile<T, S>(call, g, item.sequence, item.kv_head, key, count, item.end, b);
     multiply_block<typename S::W>(reinterpret_cast<const typename S::W::X*>(b.query), depth, b.keys, 64, depth * 64,
                                   depth, b.scores, kKeys, false, rows, width / 16);
     for (long r = 0; r < rows; ++r) {
       const long position = first_position + r / g.group;
       const long high = min(call.causal ? position + 1 : length, key + count) - key;
       const long low = max(call.window ? position - call.window + 1 : 0, key) - key;
-      float factor =
-          soften(b.scores + r * kKeys, low, high, width, float(call.scale), float(call.soft_cap), b.m[r], b.l[r]);
+      const float factor = soften(b.scores + r * kKeys, low, high, width, softmax, b.m[r], b.l[r]);
       if (factor == 1.0f) continue;
       for (long d = 0; d < g.padded; d += VW) store(b.out + r * g.padded + d, load(b.out + r * g.padded + d) * factor);
     }
@@ -285,7 +162,7 @@ static void merge(const AttentionCall& call, const Geometry& g, const Item& item
     float* sums = item.partial + r * stride;  // merged in place, into the first piece
     for (long i = 0; i < item.pieces; ++i) {
       const float* part = item.partial + (i * rows + r) * stride;
-      float factor = exponential(splat(part[g.padded] - top))[0];
+      float factor = power_of_two(splat(part[g.padded] - top))[0];
       if (part[g.padded] == kNegative) factor = 0;
       total += part[g.padded + 1] * factor;
       for (long d = 0; d < g.padded; d += VW) store(sums + d, load(part + d) * factor + (i ? load(sums + d) : vf{}));
@@ -296,53 +173,6 @@ static void merge(const AttentionCall& call, const Geometry& g, const Item& item
     long d = 0;
     for (; d + VW <= g.head_size; d += VW) store(to + d, load(sums + d) * scale);
     if (d < g.head_size) store_some(to + d, load(sums + d) * scale, g.head_size - d);
-  }
-}
-
-// --- planning -------------------------------------------------------------------------------------------------------
-
-struct Plan {
-  Item* items;      // null while counting
-  float* partials;  // set with `items`
-  long count, cost;
-  long target;  // cost above which an item is split; 0: never
-  long partial_floats;
-};
-
-INLINE long pieces_of(const Plan& plan, long keys, long rows) {
-  if (!plan.target) return 1;
-  return max(1, min(ceil_div(keys * (rows + 8), plan.target), keys / kSplitKeys));
-}
-
-// Visits every item: counts them and sums their costs, and fills `plan.items` if it is set.
-static void plan_items(const AttentionCall& call, const Geometry& g, Plan& plan) {
-  const long tile = max(1, kTileRows / g.group);
-  plan.count = plan.cost = plan.partial_floats = 0;
-  for (long s = 0; s < call.sequences; ++s) {
-    const long queries = call.query_start[s + 1] - call.query_start[s], length = call.seq_lens[s];
-    for (long t = ceil_div(queries, tile) - 1; t >= 0; --t) {
-      const long first = t * tile, tokens = min(tile, queries - first), rows = tokens * g.group;
-      const long position = length - queries + first;
-      const long begin = call.window ? max(0, position - call.window + 1) : 0;
-      const long end = call.causal ? position + tokens : length, keys = end - begin;
-      const long pieces = pieces_of(plan, keys, rows);
-      for (long h = 0; h < call.kv_heads; ++h) {
-        const long floats = pieces > 1 ? rows * (g.padded + 2) : 0;
-        for (long i = 0; i < pieces && plan.items; ++i)
-          plan.items[plan.count + i] = {s,
-                                        h,
-                                        first,
-                                        tokens,
-                                        begin + keys * i / pieces,
-                                        begin + keys * (i + 1) / pieces,
-                                        i,
-                                        pieces,
-                                        floats ? plan.partials + plan.partial_floats + i * floats : nullptr};
-        plan.partial_floats += pieces * floats;
-        plan.count += pieces;
-        plan.cost += keys * (rows + 8);
-      }
-    }
   }
 }
 

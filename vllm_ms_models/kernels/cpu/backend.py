@@ -1,7 +1,8 @@
 """`CpuKernels`: the kernel interface on the compiled module.
 
-Each method checks shapes and dtypes, which costs about a microsecond, and passes addresses. Results are fresh tensors whose
-memory comes from a recycling allocator (memory.cpp) and returns there when no tensor, view or DLPack export of it is left.
+Each method checks shapes and dtypes, which costs about a microsecond, and passes addresses. Results are fresh tensors
+whose memory comes from a recycling allocator (memory.cpp) and returns there when no tensor, view or DLPack export of
+it is left.
 """
 
 import os
@@ -101,14 +102,16 @@ class CpuKernels(Kernels):
     def load_rows(self, weight: Weight, part: int, first_row: int, source: np.ndarray) -> None:
         code = {"float32": _FLOAT32, "float16": _FLOAT16, "bfloat16": _BFLOAT16}.get(source.dtype.name)
         if code is None or not source.dtype.isnative:
-            raise ValueError(f"Rows of dtype {source.dtype} cannot be loaded; float32, float16 or bfloat16 is expected.")
+            raise ValueError(
+                f"Rows of dtype {source.dtype} cannot be loaded; float32, float16 or bfloat16 is expected."
+            )
         if source.ndim != 2 or source.shape[1] != weight.in_features:
             raise ValueError(f"Rows of shape {source.shape} do not fit a weight of {weight.in_features} inputs.")
         if not 0 <= part < len(weight.sizes) or not 0 <= first_row <= weight.sizes[part] - len(source):
             raise ValueError(
                 f"{len(source)} rows from row {first_row} do not fit part {part} of a weight of sizes {weight.sizes}."
             )
-        if source.shape[1] > 1 and source.strides[1] != source.itemsize or source.strides[0] % source.itemsize:
+        if (source.shape[1] > 1 and source.strides[1] != source.itemsize) or source.strides[0] % source.itemsize:
             source = np.ascontiguousarray(source)
         stride = source.strides[0] // source.itemsize
         self._kernels.load_rows(_handle(weight), part, first_row, source.ctypes.data, code, len(source), stride)
@@ -173,8 +176,8 @@ class CpuKernels(Kernels):
         limit, rotary_size = cos_sin.shape
         if features % head_size or key_features % head_size or rotary_size > head_size or rotary_size % 2:
             raise ValueError(
-                f"Heads of size {head_size}, {rotary_size} of it rotating, do not fit a query of {features} and a key of "
-                f"{key_features} features."
+                f"Heads of size {head_size}, {rotary_size} of it rotating, do not fit a query of {features} "
+                f"and a key of {key_features} features."
             )
         self._kernels.rotary(
             query.data_ptr(),
@@ -250,7 +253,9 @@ class CpuKernels(Kernels):
 
 def _handle(weight: Weight) -> int:
     if not isinstance(weight, PackedWeight):
-        raise ValueError(f"The weight is a {type(weight).__name__}; the C++ kernels multiply their own `new_weight` only.")
+        raise ValueError(
+            f"The weight is a {type(weight).__name__}; the C++ kernels multiply their own `new_weight` only."
+        )
     return weight.handle
 
 

@@ -43,7 +43,8 @@ template <class T>
 static void norm_row(const T* x, const float* weight, T* out, long features, float eps) {
   vf acc[4] = {};
   long i = 0;
-  for (; i + 4 * VW <= features; i += 4 * VW) UNROLL for (int u = 0; u < 4; ++u) {
+  for (; i + 4 * VW <= features; i += 4 * VW) UNROLL
+    for (int u = 0; u < 4; ++u) {
       vf value = load(x + i + u * VW);
       acc[u] += value * value;
     }

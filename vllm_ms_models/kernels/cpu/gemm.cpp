@@ -69,11 +69,13 @@ static void store_panel(const Target& target, const float* sums, long sums_strid
   T* out = reinterpret_cast<T*>(target.data) + first_row * target.stride;
   for (long r = 0; r < rows; ++r, out += target.stride, sums += sums_stride) {
     if (target.count == 16) {
-      UNROLL for (int i = 0; i < 16; i += VW) store(out + i, load(sums + i) + load(bias + i));
+      UNROLL for (int i = 0; i < 16; i += VW)
+        store(out + i, load(sums + i) + load(bias + i));
       continue;
     }
     T values[16];
-    UNROLL for (int i = 0; i < 16; i += VW) store(values + i, load(sums + i) + load(bias + i));
+    UNROLL for (int i = 0; i < 16; i += VW)
+      store(values + i, load(sums + i) + load(bias + i));
     memcpy(out, values, size_t(target.count) * sizeof(T));
   }
 }
@@ -95,7 +97,7 @@ static void multiply_group(const LinearCall& call, const typename W::X* x, long 
   const Packed& weight = *call.weight;
   const long steps = ceil_div(weight.in_features, W::kDepth), height = tile_rows(end - begin);
   const bool blocked = panels * weight.panel_bytes > kCacheBytes && end - begin > 2 * kRows;
-  const long block_steps = blocked ? kCacheBytes / (kPanels * W::kStepBytes) : steps;
+  const long block_steps = blocked ? kCacheBytes / (kPanels * W::kStepBytes) : max(1, steps);
   const long block_rows = blocked ? height * kRowBlocks : height;
   const char* data = static_cast<const char*>(weight.data) + panel * weight.panel_bytes;
   alignas(64) float sums[kRows * kRowBlocks * kMaxPanels * 16];
@@ -117,7 +119,7 @@ static void multiply_rows(const LinearCall& call, const typename W::X* x, long x
   const long threads = thread_count();
   const bool few = rows <= kFewRows && weight.panels >= 8 * kFewPanels * threads;  // enough groups for all threads
   const int width = few ? kFewPanels : kPanels;
-  const long groups = ceil_div(weight.panels, width), group_bytes = width * weight.panel_bytes;
+  const long groups = ceil_div(weight.panels, width), group_bytes = max(1, width * weight.panel_bytes);
   const long row_pieces = max(1, min(rows / kSplitRows, ceil_div(16 * threads, groups)));
   long per_task =
       row_pieces > 1 || rows > 4 * kRows ? 1 : max(1, min(kTaskBytes / group_bytes, groups / (8 * threads)));

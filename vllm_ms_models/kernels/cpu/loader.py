@@ -1,8 +1,8 @@
 """Builds the C++ kernels once, keeps the library in a cache directory, and loads it.
 
-The library's name is a hash of everything that decides what is in it: sources, flags, compiler, Python ABI and MindSpore
-version. A file lock lets one of several processes build while the others wait; the result appears by an atomic rename,
-with a checksum beside it, so that a half-written or damaged library is rebuilt, never loaded.
+The library's name is a hash of everything that decides what is in it: sources, flags, compiler, Python ABI and
+MindSpore version. A file lock lets one of several processes build while the others wait; the result appears by an
+atomic rename, with a checksum beside it, so that a half-written or damaged library is rebuilt, never loaded.
 """
 
 import contextlib
@@ -165,7 +165,8 @@ def _build(compiler: list[str], path: Path) -> None:
         jobs = []  # the slowest first
         for name in KERNELS[1:2] + KERNELS[:1] + KERNELS[2:]:
             for isa, flags in isa_flags().items():
-                jobs.append([*FLAGS, *flags, f"-DISA_NS={isa}", f"{SOURCES / name}.cpp", "-o", f"{build}/{name}-{isa}.o"])
+                target = f"{build}/{name}-{isa}.o"
+                jobs.append([*FLAGS, *flags, f"-DISA_NS={isa}", f"{SOURCES / name}.cpp", "-o", target])
         for name in COMMON:
             jobs.append([*FLAGS, include, f"{SOURCES / name}.cpp", "-o", f"{build}/{name}.o"])
         workers = max(2, len(os.sched_getaffinity(0)))

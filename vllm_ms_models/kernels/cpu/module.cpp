@@ -11,15 +11,12 @@
 // Each instruction set is a complete set of kernels in a namespace of its own. `kernels(name)` returns a module whose
 // functions carry that set as their `self`: objects that use different sets do not disturb each other.
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "binding.h"
 
 #include <cstring>
 #include <tuple>
 #include <utility>
 
-#include "kernels.h"
-#include "memory.h"
 #include "threads.h"
 
 namespace vllm_ms {
@@ -66,8 +63,6 @@ bool has_portable() { return true; }
 const Isa kIsas[] = {VLLM_MS_EACH_ISA(X)};  // best first
 #undef X
 
-PyObject* import_tensor = nullptr;  // mindspore's from_dlpack
-
 constexpr const char* kIsaCapsule = "vllm_ms_isa";
 
 // The kernels of the instruction set a function was bound to.
@@ -75,27 +70,7 @@ const Functions& functions(PyObject* self) {
   return static_cast<const Isa*>(PyCapsule_GetPointer(self, kIsaCapsule))->functions;
 }
 
-// --- arguments ------------------------------------------------------------------------------------------------------
-
-void unpack(PyObject* object, long& to) { to = PyLong_AsLong(object); }
-void unpack(PyObject* object, int& to) { to = int(PyLong_AsLong(object)); }
-void unpack(PyObject* object, bool& to) { to = PyObject_IsTrue(object) == 1; }
-void unpack(PyObject* object, double& to) { to = PyFloat_AsDouble(object); }
-void unpack(PyObject* object, Gate& to) { to = Gate(PyLong_AsLong(object)); }
-template <class T>
-void unpack(PyObject* object, T*& to) {
-  to = static_cast<T*>(PyLong_AsVoidPtr(object));
-}
-
-bool expect(Py_ssize_t found, Py_ssize_t wanted) {
-  if (found != wanted) PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", wanted, found);
-  return found == wanted;
-}
-
-PyObject* result(const char* message) {
-  if (message) return PyErr_SetString(PyExc_ValueError, message), nullptr;
-  Py_RETURN_NONE;
-}
+// --- binding ---
 
 template <class... Arguments, size_t... I>
 PyObject* call(const char* (*function)(const Functions&, Arguments...), const Functions& kernels,
@@ -118,48 +93,6 @@ PyObject* call(const char* (*function)(const Functions&, Arguments...), const Fu
 template <auto function>
 PyObject* bind(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   return call(function, functions(self), objects, count);
-}
-
-// --- tensors --------------------------------------------------------------------------------------------------------
-
-constexpr const char* kCapsule = "dltensor";
-
-void drop_capsule(PyObject* capsule) {  // nobody imported it (an importer renames the capsule)
-  if (!PyCapsule_IsValid(capsule, kCapsule)) return;
-  auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule, kCapsule));
-  managed->deleter(managed);
-}
-
-// A new MindSpore tensor; `data` is where its values are.
-PyObject* make_tensor(int dtype, int dimensions, const int64_t* shape, void** data, bool zeroed = false) {
-  DLManagedTensor* managed = new_tensor(dtype, dimensions, shape, zeroed);
-  if (!managed) return PyErr_NoMemory();
-  *data = managed->tensor.data;
-  PyObject* capsule = PyCapsule_New(managed, kCapsule, drop_capsule);
-  if (!capsule) return managed->deleter(managed), nullptr;
-  PyObject* tensor = PyObject_CallOneArg(import_tensor, capsule);
-  Py_DECREF(capsule);
-  return tensor;
-}
-
-// Reads a tuple of sizes.
-int read_shape(PyObject* tuple, int64_t* shape) {
-  if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) > kMaxDimensions)
-    return PyErr_SetString(PyExc_ValueError, "A shape is a tuple of at most 8 sizes."), -1;
-  int dimensions = int(PyTuple_GET_SIZE(tuple));
-  for (int i = 0; i < dimensions; ++i) shape[i] = PyLong_AsLong(PyTuple_GET_ITEM(tuple, i));
-  return PyErr_Occurred() ? -1 : dimensions;
-}
-
-// Runs `function` without the GIL and returns `tensor`, or raises and drops it.
-template <class Function>
-PyObject* fill(PyObject* tensor, const Function& function) {
-  if (!tensor) return nullptr;
-  const char* message;
-  Py_BEGIN_ALLOW_THREADS message = function();
-  Py_END_ALLOW_THREADS if (!message) return tensor;
-  Py_DECREF(tensor);
-  return result(message);
 }
 
 // empty(dtype, shape) -> tensor

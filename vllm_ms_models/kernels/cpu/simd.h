@@ -78,19 +78,24 @@ INLINE vf select(vi mask, vf a, vf b) { return mask ? a : b; }
 INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
 INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
 
+#if VW == 16
+constexpr vi kLanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif VW == 8
+constexpr vi kLanes = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+constexpr vi kLanes = {0, 1, 2, 3};
+#endif
+
+// Over all lanes, by halves.
 INLINE float sum(vf v) {
-  float lanes[VW], total = 0;
-  store_raw(lanes, v);
-  UNROLL for (int step = VW / 2; step; step /= 2) UNROLL for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
-  total = lanes[0];
-  return total;
+  UNROLL for (int distance = VW / 2; distance; distance /= 2)
+    v += __builtin_shuffle(v, kLanes ^ distance);
+  return v[0];
 }
 INLINE float largest(vf v) {
-  float lanes[VW];
-  store_raw(lanes, v);
-  float best = lanes[0];
-  UNROLL for (int i = 1; i < VW; ++i) best = lanes[i] > best ? lanes[i] : best;
-  return best;
+  UNROLL for (int distance = VW / 2; distance; distance /= 2)
+    v = vmax(v, __builtin_shuffle(v, kLanes ^ distance));
+  return v[0];
 }
 
 // --- conversions ----------------------------------------------------------------------------------------------------
@@ -187,6 +192,21 @@ INLINE vf exponential(vf x) {
   return p * (vf)((half + 127) << 23) * (vf)((whole - half + 127) << 23);
 }
 
+// 2^x for x <= 0, relative error about 1e-7 plus the polynomial's 2e-9: for softmax, where anything below 2^-126 may as
+// well be 2^-126. Keeps NaN. The sum with 1.5 * 2^23 holds the rounded exponent in its low bits.
+INLINE vf power_of_two(vf x) {
+  x = x < -126.0f ? splat(-126.0f) : x;
+  vf shifted = x + 12582912.0f;
+  vf r = x - (shifted - 12582912.0f);
+  vf p = r * 0.000153533620f + 0.00133988750f;
+  p = p * r + 0.00961843692f;
+  p = p * r + 0.0555033237f;
+  p = p * r + 0.240226477f;
+  p = p * r + 0.693147182f;
+  p = p * r + 1.0f;
+  return (x == x) ? (vf)((vi)p + ((vi)shifted << 23)) : x;
+}
+
 INLINE vf magnitude(vf x) { return (vf)((vu)x & 0x7fffffffu); }
 INLINE vf copy_sign(vf to, vf from) { return (vf)(((vu)to & 0x7fffffffu) | ((vu)from & 0x80000000u)); }
 
@@ -220,7 +240,8 @@ INLINE vf gelu_erf(vf x) {
   static const float kTail[] = {-1.4545949e-06f, 0.139653593f, 0.139561534f,  0.121385790f, 0.100591920f,
                                 -0.0131979408f,  0.146403044f, -0.245539442f, 0.139408335f, -0.0282653887f};
   vf g = splat(kTail[9]);
-  UNROLL for (int i = 8; i >= 0; --i) g = g * t + kTail[i];
+  UNROLL for (int i = 8; i >= 0; --i)
+    g = g * t + kTail[i];
   vf head = (vf)((vu)a & 0xfffff000u);
   vf q = exponential(-0.5f * head * head) * exponential(-0.5f * (a - head) * (a + head)) * g;
   return (x > 0.0f) ? x - x * q : x * q;

@@ -1,13 +1,11 @@
 // The micro-kernel: a block of R activation rows times P panels of 16 weight rows, accumulated in registers.
 //
-//        w: P panels, each [steps][16 lanes]          One step reads P panels x 16 weights (P cache lines for 16-bit
-//        pairs
-//           +----+----+----+                          or float32) once and R activation values, each broadcast to all
-//     step  | 16 | 16 | 16 |                          lanes, and does R x P x 16 multiply-adds. Nothing is reduced
-//     across
-//           +----+----+----+                          lanes at the end: lane i of panel p *is* output feature 16 p + i.
+//        w: P panels, each [steps][16 lanes]     One step reads P panels x 16 weights (P cache lines for float32 or
+//           +----+----+----+                     pairs of bf16) once and R activation values, each broadcast to all
+//     step  | 16 | 16 | 16 |                     lanes, and does R x P x 16 multiply-adds. Nothing is reduced across
+//           +----+----+----+                     lanes at the end: lane i of panel p *is* output feature 16 p + i.
 //   x: R    |acc |acc |acc |
-//      rows |acc |acc |acc |   R x P x (16 / VW) accumulator registers
+//      rows |acc |acc |acc |                     R x P x (16 / VW) accumulator registers
 //
 // There is exactly one such loop, `tile<W, R, P>`. W says how one step of a panel is stored and multiplied:
 //
@@ -87,26 +85,29 @@ static void tile(const typename W::X* x, long x_stride, const char* w, long w_st
                  float* out, long out_stride, bool accumulate) {
   constexpr int kPerPanel = 16 / VW, kVectors = P * kPerPanel;
   vf acc[R][kVectors];
-  UNROLL for (int r = 0; r < R; ++r) UNROLL for (int v = 0; v < kVectors; ++v) acc[r][v] =
-      accumulate ? load(out + r * out_stride + v * VW) : vf{};
+  UNROLL for (int r = 0; r < R; ++r) UNROLL
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = accumulate ? load(out + r * out_stride + v * VW) : vf{};
   for (long step = 0; step < steps; ++step) {
     typename W::Raw raw[kVectors];
-    UNROLL for (int v = 0; v < kVectors; ++v) raw[v] =
-        load_raw<typename W::Raw>(w + v / kPerPanel * w_panel + v % kPerPanel * sizeof(raw[0]));
-    if (R <= kFewRows) UNROLL for (int p = 0; p < P; ++p) __builtin_prefetch(w + p * w_panel + kPrefetchBytes);
+    UNROLL for (int v = 0; v < kVectors; ++v)
+      raw[v] = load_raw<typename W::Raw>(w + v / kPerPanel * w_panel + v % kPerPanel * sizeof(raw[0]));
+    if (R <= kFewRows) UNROLL
+      for (int p = 0; p < P; ++p) __builtin_prefetch(w + p * w_panel + kPrefetchBytes);
     UNROLL for (int s = 0; s < W::kSubsteps; ++s) {
       decltype(W::widen(raw[0], 0)) wide[kVectors];
-      UNROLL for (int v = 0; v < kVectors; ++v) wide[v] = W::widen(raw[v], s);
+      UNROLL for (int v = 0; v < kVectors; ++v)
+        wide[v] = W::widen(raw[v], s);
       UNROLL for (int r = 0; r < R; ++r) {
         typename W::X value = load_raw<typename W::X>(x + r * x_stride + s);
-        UNROLL for (int v = 0; v < kVectors; ++v) acc[r][v] = multiply_add(acc[r][v], value, wide[v]);
+        UNROLL for (int v = 0; v < kVectors; ++v)
+          acc[r][v] = multiply_add(acc[r][v], value, wide[v]);
       }
     }
     x += W::kSubsteps;
     w += w_step;
   }
-  UNROLL for (int r = 0; r < R; ++r) UNROLL for (int v = 0; v < kVectors; ++v)
-      store(out + r * out_stride + v * VW, acc[r][v]);
+  UNROLL for (int r = 0; r < R; ++r) UNROLL
+    for (int v = 0; v < kVectors; ++v) store(out + r * out_stride + v * VW, acc[r][v]);
 }
 
 template <class W>

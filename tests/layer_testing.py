@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
 from vllm_ms_models import kernels
 from vllm_ms_models.bridge.tensors import DTYPES, to_mindspore, to_torch
@@ -114,7 +114,7 @@ def on_ranks(size: int, run: Callable[[Group], Any]) -> list[Any]:
 # --- comparing ---------------------------------------------------------------------------------------------------
 
 
-def call(cell: nn.Cell, *arguments: Any, **options: Any) -> Any:
+def call(cell: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """`cell` applied to torch tensors (shared, not copied), its results as torch tensors."""
     given = [to_mindspore(value) if isinstance(value, torch.Tensor) else value for value in arguments]
     result = cell(*given, **options)
@@ -129,7 +129,9 @@ def assert_close(got: torch.Tensor, want: torch.Tensor, error: torch.Tensor, dty
     allowed = error + (want.abs() + error) * limits.eps / 2 + limits.tiny * limits.eps
     off = (got.double() - want).abs()
     bad = ~(off <= allowed)
-    assert not bad.any(), f"{int(bad.sum())} of {got.numel()} values are off, by up to {(off / allowed).max():.3g} times"
+    assert not bad.any(), (
+        f"{int(bad.sum())} of {got.numel()} values are off, by up to {(off / allowed).max():.3g} times"
+    )
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,265 @@
+"""What surrounds the C++ kernels: choice of the instruction set, threads, fork, idling, and memory of the results."""
+
+import gc
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mindspore as ms
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from mindspore.utils.dlpack import to_dlpack
+from references import make_weight, normal, to_array, to_tensor  # type: ignore[import-not-found]
+
+from vllm_ms_models.kernels.cpu import CpuKernels, KernelBuildError
+from vllm_ms_models.kernels.cpu.backend import load_module
+
+try:
+    module = load_module()
+except KernelBuildError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> CpuKernels:
+    return CpuKernels()
+
+
+@pytest.fixture
+def threads() -> Iterator[Any]:
+    """Forces a number of threads for one test."""
+    yield module.set_threads
+    module.set_threads(0)
+
+
+def product(kernels: CpuKernels, rows: int = 5) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    weight = make_weight(kernels, normal(rng, (700, 513), ms.bfloat16), (700,), ms.bfloat16)
+    return to_array(kernels.linear(to_tensor(normal(rng, (rows, 513), ms.bfloat16), ms.bfloat16), weight))
+
+
+# --- instruction sets ------------------------------------------------------------------------------------------
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    prelude = "from vllm_ms_models import compat; compat.absorb_numpy_warning()\n"
+    prelude += "from vllm_ms_models.kernels.cpu import CpuKernels\n"
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", **environment}
+    return subprocess.run([sys.executable, "-c", prelude + code], capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize("isa", module.isas())
+def test_the_environment_forces_the_instruction_set(isa: str) -> None:
+    done = run("print(CpuKernels().isa, CpuKernels().describe())", VLLM_MS_ISA=isa)
+    assert done.stdout.startswith(isa), done.stderr
+
+
+def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_MS_ISA", "mmx")
+    with pytest.raises(ValueError, match=r"VLLM_MS_ISA='mmx' is not available here; use one of .*portable"):
+        CpuKernels()
+
+
+def test_objects_with_different_instruction_sets_live_side_by_side() -> None:
+    assert module.isas()[-1] == "portable"
+    best, portable = CpuKernels(module.isas()[0]), CpuKernels("portable")
+    weight = make_weight(portable, np.eye(5), (5,), ms.float32)
+    x = to_tensor(np.arange(5.0)[None], ms.float32)
+    np.testing.assert_array_equal(to_array(best.linear(x, weight)), to_array(portable.linear(x, weight)))
+
+
+def test_a_weight_of_another_back_end_is_refused(kernels: CpuKernels) -> None:
+    from vllm_ms_models.kernels.interface import Weight
+
+    weight = Weight(to_tensor(np.eye(5), ms.float32), (5,), 5, ms.float32)
+    with pytest.raises(ValueError, match="their own `new_weight` only"):
+        kernels.linear(to_tensor(np.eye(5), ms.float32), weight)
+
+
+# --- threads ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_any_number_of_threads_gives_the_same_bits(kernels: CpuKernels, threads: Any, count: int) -> None:
+    threads(1)
+    alone = [product(kernels, rows) for rows in (1, 5, 200)]
+    threads(count)
+    assert module.threads() == count
+    for want, rows in zip(alone, (1, 5, 200), strict=True):
+        np.testing.assert_array_equal(product(kernels, rows), want)
+
+
+def test_threads_honour_the_variable_and_the_affinity() -> None:
+    code = "print(CpuKernels().describe())"
+    assert "1 thread)" in run(code, OMP_NUM_THREADS="1").stdout
+    assert "1 thread)" in run(code, OMP_NUM_THREADS="1,4").stdout
+    pinned = f"import os; os.sched_setaffinity(0, [{min(os.sched_getaffinity(0))}])\n" + code
+    assert "1 thread)" in run(pinned).stdout
+    count = len(os.sched_getaffinity(0))
+    assert f"{count} thread" in run(code, OMP_NUM_THREADS="999").stdout
+
+
+def test_calls_from_several_threads_at_once(kernels: CpuKernels) -> None:
+    want = product(kernels)
+    found: list[bool] = []
+
+    def work() -> None:
+        found.extend(np.array_equal(product(kernels), want) for _ in range(20))
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert found == [True] * 80
+
+
+def test_a_forked_child_computes(kernels: CpuKernels, threads: Any) -> None:
+    threads(2)
+    want = product(kernels)  # the pool exists now
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=lambda: queue.put((module.threads(), np.array_equal(product(kernels), want))))
+    child.start()
+    assert queue.get(timeout=60) == (2, True)
+    child.join(60)
+    assert child.exitcode == 0
+    np.testing.assert_array_equal(product(kernels), want)
+
+
+def test_idle_threads_use_no_processor(kernels: CpuKernels, threads: Any) -> None:
+    threads(4)
+    product(kernels)
+    time.sleep(0.05)
+    used, start = time.process_time(), time.monotonic()
+    time.sleep(1)
+    assert (time.process_time() - used) / (time.monotonic() - start) < 0.03
+
+
+# --- memory ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recycling() -> Iterator[None]:
+    """Starts and ends with nothing to recycle."""
+    for _ in range(2):
+        gc.collect()
+        module.set_recycling_limit(0)
+        module.set_recycling_limit(256 << 20)
+        if not module.recycled_bytes():
+            break
+    yield
+    module.set_recycling_limit(256 << 20)
+
+
+def test_memory_is_used_again(kernels: CpuKernels, recycling: None) -> None:
+    first = module.empty(1, (100, 77))
+    address = first.data_ptr()
+    assert address % 64 == 0 and first.dtype == ms.bfloat16 and first.shape == (100, 77)
+    del first
+    assert module.recycled_bytes() >= 100 * 77 * 2
+    second = module.empty(0, (50, 77))  # as many bytes
+    assert second.data_ptr() == address
+    assert module.recycled_bytes() == 0
+
+
+LOOKS: dict[str, Callable[[Any], Any]] = {
+    "tensor": lambda result: result,
+    "view": lambda result: result.view(ms.int32 if result.itemsize == 4 else ms.int16),
+    "reshape": lambda result: result.reshape(6, 8),
+    "slice": lambda result: result[2:],
+    "torch": lambda result: torch.utils.dlpack.from_dlpack(to_dlpack(result)),
+    "torch of a slice": lambda result: torch.utils.dlpack.from_dlpack(to_dlpack(result[2:])),
+    "torch view": lambda result: torch.utils.dlpack.from_dlpack(to_dlpack(result))[3].view(3, 2),
+}
+
+
+@pytest.mark.parametrize("dtype", [0, 1, 2])
+@pytest.mark.parametrize("look", LOOKS)
+def test_memory_that_something_sees_is_left_alone(recycling: None, dtype: int, look: str) -> None:
+    """A view, a slice or a DLPack export keeps the memory; the last of them gives it back."""
+    result = module.empty(dtype, (8, 6))
+    address = result.data_ptr()
+    seen = LOOKS[look](result)
+    del result
+    gc.collect()
+    assert module.recycled_bytes() == 0
+    others = [module.empty(dtype, (8, 6)) for _ in range(3)]
+    assert address not in {other.data_ptr() for other in others}
+    del others
+    kept = module.recycled_bytes()
+    del seen
+    gc.collect()
+    assert module.recycled_bytes() > kept
+
+
+def test_a_numpy_array_made_from_a_result_keeps_its_values(recycling: None) -> None:
+    result = module.empty(3, (8, 6))
+    result[:] = 7
+    array = result.asnumpy()
+    address = result.data_ptr()
+    del result
+    gc.collect()
+    others = [module.empty(3, (8, 6)) for _ in range(3)]
+    for other in others:
+        other[:] = 9
+    assert address in {other.data_ptr() for other in others}  # it was a copy
+    assert (array == 7).all()
+
+
+def test_steady_work_allocates_nothing(kernels: CpuKernels, recycling: None) -> None:
+    x = to_tensor(np.ones((3, 64)), ms.bfloat16)
+    weight = make_weight(kernels, np.eye(64), (40, 24), ms.bfloat16)
+
+    def step() -> set[int]:
+        first, second = kernels.linear_split(x, weight)
+        return {tensor.data_ptr() for tensor in (first, second, kernels.silu_and_mul(first, first))}
+
+    step()
+    free = module.recycled_bytes()
+    assert [step() for _ in range(5)].count(step()) == 5
+    assert module.recycled_bytes() == free
+
+
+def test_recycled_memory_is_bounded(recycling: None) -> None:
+    module.set_recycling_limit(1 << 20)
+    tensors = [module.empty(0, (100 * i, 64)) for i in range(1, 20)]
+    del tensors
+    assert 0 < module.recycled_bytes() <= 1 << 20
+    large = module.empty(0, (1 << 20,))
+    del large  # larger than the limit: given back at once
+    assert module.recycled_bytes() <= 1 << 20
+
+
+def test_a_weight_returns_its_memory(kernels: CpuKernels) -> None:
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    weight = kernels.new_weight((4096,), 4096, ms.float32)
+    source = np.ones((4096, 4096), ml_dtypes.bfloat16)
+    before = resident()
+    kernels.load_rows(weight, 0, 0, source)
+    assert resident() - before > 60 << 20
+    del weight
+    gc.collect()
+    assert resident() - before < 8 << 20
+
+
+def test_nothing_at_all(kernels: CpuKernels) -> None:
+    """Zero tokens, zero rows, zero inputs."""
+    empty = module.empty(1, (0, 64))
+    weight = make_weight(kernels, np.eye(64), (40, 24), ms.bfloat16)
+    assert kernels.linear(empty, weight).shape == (0, 64)
+    assert [part.shape for part in kernels.linear_split(empty, weight)] == [(0, 40), (0, 24)]
+    assert kernels.silu_and_mul(empty, empty).shape == (0, 64)
+    nothing = kernels.new_weight((0, 5), 0, ms.float32)
+    x = module.empty(0, (3, 0))
+    np.testing.assert_array_equal(to_array(kernels.linear(x, nothing)), np.zeros((3, 5)))
