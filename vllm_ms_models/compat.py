@@ -4,6 +4,8 @@
    raises on hosts without an accelerator. Seen in vLLM 0.32.0; goes when vLLM guards the calls.
 2. MindSpore's first operator call: its wheel is compiled against NumPy 1, so that under NumPy 2 the first call prints
    forty lines and may raise SystemError. Seen in MindSpore 2.10.0; goes with a wheel built for NumPy 2.
+3. Importing MindSpore sets OMP_NUM_THREADS=1 behind `os.environ`'s back, and processes started later inherit it. Seen in
+   MindSpore 2.10.0; goes when it leaves the variable alone.
 """
 
 import contextlib
@@ -46,3 +48,11 @@ def absorb_numpy_warning() -> None:
     if numpy.lib.NumpyVersion(numpy.__version__) >= "2.0.0":
         with _silent_stderr(), contextlib.suppress(SystemError):
             ms.mint.empty((1,), dtype=ms.float32)
+
+
+def restore_thread_limit() -> None:
+    """Take back MindSpore's OMP_NUM_THREADS=1, so that a process started from here sees what the user set."""
+    if "OMP_NUM_THREADS" in os.environ:
+        os.putenv("OMP_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
+    else:
+        os.unsetenv("OMP_NUM_THREADS")

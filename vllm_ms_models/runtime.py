@@ -58,6 +58,7 @@ def start(dtype: str) -> None:
 
     ms.set_device(target.upper())
     ms.runtime.launch_blocking()  # direct kernel calls must never race with queued operators
+    compat.restore_thread_limit()
     compat.absorb_numpy_warning()
     from vllm_ms_models import kernels
 

@@ -8,8 +8,8 @@ covers the products of bfloat16 pairs as well: `vdpbf16ps` multiplies exactly an
 from typing import Any
 
 import pytest
-from test_reference import *  # type: ignore[import-not-found]  # noqa: F403
 
+from tests.kernels.test_reference import *  # type: ignore[import-not-found]  # noqa: F403
 from vllm_ms_models.kernels.cpu import CpuKernels, KernelBuildError
 from vllm_ms_models.kernels.cpu.backend import load_module
 

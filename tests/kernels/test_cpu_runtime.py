@@ -16,13 +16,12 @@ import numpy as np
 import pytest
 import torch
 from mindspore.utils.dlpack import to_dlpack
-from references import make_weight, normal, to_array, to_tensor  # type: ignore[import-not-found]
 
-from vllm_ms_models.kernels.cpu import CpuKernels, KernelBuildError
-from vllm_ms_models.kernels.cpu.backend import load_module
+from tests.kernels.references import make_weight, normal, to_array, to_tensor  # type: ignore[import-not-found]
+from vllm_ms_models.kernels.cpu import CpuKernels, KernelBuildError, backend
 
 try:
-    module = load_module()
+    module = backend.load_module()
 except KernelBuildError as error:
     pytest.skip(str(error), allow_module_level=True)
 
@@ -48,17 +47,20 @@ def product(kernels: CpuKernels, rows: int = 5) -> np.ndarray:
 # --- instruction sets ------------------------------------------------------------------------------------------
 
 
-def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    prelude = "from vllm_ms_models import compat; compat.absorb_numpy_warning()\n"
-    prelude += "from vllm_ms_models.kernels.cpu import CpuKernels\n"
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", **environment}
-    return subprocess.run([sys.executable, "-c", prelude + code], capture_output=True, text=True, env=environment)
-
-
 @pytest.mark.parametrize("isa", module.isas())
-def test_the_environment_forces_the_instruction_set(isa: str) -> None:
-    done = run("print(CpuKernels().isa, CpuKernels().describe())", VLLM_MS_ISA=isa)
-    assert done.stdout.startswith(isa), done.stderr
+def test_the_environment_forces_the_instruction_set(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_MS_ISA", isa)
+    assert CpuKernels().isa == isa
+
+
+def test_a_new_process_takes_instruction_set_and_threads_from_its_environment() -> None:
+    """Although MindSpore sets OMP_NUM_THREADS=1 in the C environment when it is imported."""
+    code = "from vllm_ms_models import compat; compat.absorb_numpy_warning()\n"
+    code += "from vllm_ms_models.kernels.cpu import CpuKernels; print(CpuKernels().describe())"
+    environment = {**os.environ, "VLLM_MS_ISA": "portable", "OMP_NUM_THREADS": "999"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    count = len(os.sched_getaffinity(0))
+    assert done.stdout.startswith(f"C++ (portable, {count} thread"), done.stderr
 
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,14 +98,28 @@ def test_any_number_of_threads_gives_the_same_bits(kernels: CpuKernels, threads:
         np.testing.assert_array_equal(product(kernels, rows), want)
 
 
-def test_threads_honour_the_variable_and_the_affinity() -> None:
-    code = "print(CpuKernels().describe())"
-    assert "1 thread)" in run(code, OMP_NUM_THREADS="1").stdout
-    assert "1 thread)" in run(code, OMP_NUM_THREADS="1,4").stdout
-    pinned = f"import os; os.sched_setaffinity(0, [{min(os.sched_getaffinity(0))}])\n" + code
-    assert "1 thread)" in run(pinned).stdout
-    count = len(os.sched_getaffinity(0))
-    assert f"{count} thread" in run(code, OMP_NUM_THREADS="999").stdout
+@pytest.mark.parametrize(("text", "limit"), [("", 0), ("3", 3), ("2,4", 2), (" 5 ", 5), ("many", 0), ("-1", 0)])
+def test_the_variable_limits_the_threads(text: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert backend._thread_limit() == limit
+
+
+def test_threads_honour_limit_and_affinity(threads: Any) -> None:
+    cpus = os.sched_getaffinity(0)
+    try:
+        module.set_thread_limit(0)
+        threads(0)
+        assert module.threads() == len(cpus)
+        module.set_thread_limit(1)
+        threads(0)
+        assert module.threads() == 1
+        module.set_thread_limit(0)
+        os.sched_setaffinity(0, {min(cpus)})
+        threads(0)
+        assert module.threads() == 1
+    finally:
+        os.sched_setaffinity(0, cpus)
+        module.set_thread_limit(backend._thread_limit())
 
 
 def test_calls_from_several_threads_at_once(kernels: CpuKernels) -> None:

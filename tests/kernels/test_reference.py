@@ -10,13 +10,24 @@ import mindspore as ms
 import ml_dtypes
 import numpy as np
 import pytest
-import references as ref
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mindspore import Tensor, ops
-from references import NUMPY, dtypes, make_weight, normal, scales, seeds, to_array, to_tensor, token_counts, widths
 
+from tests.kernels import references as ref
+from tests.kernels.references import (
+    NUMPY,
+    dtypes,
+    make_weight,
+    normal,
+    scales,
+    seeds,
+    to_array,
+    to_tensor,
+    token_counts,
+    widths,
+)
 from vllm_ms_models.kernels import Kernels
 from vllm_ms_models.kernels.reference import ReferenceKernels
 
