@@ -11,8 +11,8 @@ DEMO = Path(__file__).parents[1] / "examples" / "demo"
 CHECKPOINT = DEMO / "checkpoint"
 
 sys.path.insert(0, str(DEMO))
-import data  # noqa: E402
-import train  # noqa: E402
+import data  # type: ignore[import-not-found]  # noqa: E402
+import train  # type: ignore[import-not-found]  # noqa: E402
 
 sys.path.remove(str(DEMO))
 

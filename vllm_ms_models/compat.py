@@ -4,7 +4,7 @@
    raises on hosts without an accelerator. Seen in vLLM 0.32.0; goes when vLLM guards the calls.
 2. MindSpore's first operator call: its wheel is compiled against NumPy 1, so that under NumPy 2 the first call prints
    forty lines and may raise SystemError. Seen in MindSpore 2.10.0; goes with a wheel built for NumPy 2.
-3. Importing MindSpore sets OMP_NUM_THREADS=1 behind `os.environ`'s back, and processes started later inherit it. Seen in
+3. Importing MindSpore sets OMP_NUM_THREADS=1 unseen by `os.environ`, and later processes inherit it. Seen in
    MindSpore 2.10.0; goes when it leaves the variable alone.
 """
 

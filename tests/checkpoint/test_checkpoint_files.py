@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoint_files import Collector, assert_same, fails, save, save_index, save_shards
 
+from tests.checkpoint.checkpoint_files import Collector, assert_same, fails, save, save_index, save_shards
 from vllm_ms_models.checkpoint import list_tensors, load, open_checkpoint
 
 A = {"a": np.arange(6, dtype=np.float32).reshape(2, 3)}

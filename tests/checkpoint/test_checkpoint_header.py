@@ -10,11 +10,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from checkpoint_files import Collector, assert_same, fails, save, save_raw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from tests.checkpoint.checkpoint_files import Collector, assert_same, fails, save, save_raw
 from vllm_ms_models.checkpoint import CheckpointError, list_tensors, load, open_checkpoint
 from vllm_ms_models.checkpoint.header import MAX_HEADER_BYTES
 

@@ -8,12 +8,21 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import DTYPE_NAMES, Collector, assert_same, loaded, random, save, save_shards, wants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import save_file as save_torch
 
+from tests.checkpoint.checkpoint_files import (
+    DTYPE_NAMES,
+    Collector,
+    assert_same,
+    loaded,
+    random,
+    save,
+    save_shards,
+    wants,
+)
 from vllm_ms_models.checkpoint import Slot, load, reading
 
 SINGLE = "model.safetensors"

@@ -8,8 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint_files import Collector, assert_same, discard, fails, loaded, random, save, save_raw, wants
 
+from tests.checkpoint.checkpoint_files import (
+    Collector,
+    assert_same,
+    discard,
+    fails,
+    loaded,
+    random,
+    save,
+    save_raw,
+    wants,
+)
 from vllm_ms_models.checkpoint import CheckpointError, Slot, check, load, open_checkpoint, reading
 
 SINGLE = "model.safetensors"

@@ -17,7 +17,7 @@ import pytest
 import torch
 from mindspore.utils.dlpack import to_dlpack
 
-from tests.kernels.references import make_weight, normal, to_array, to_tensor  # type: ignore[import-not-found]
+from tests.kernels.references import make_weight, normal, to_array, to_tensor
 from vllm_ms_models.kernels.cpu import CpuKernels, KernelBuildError, backend
 
 try:

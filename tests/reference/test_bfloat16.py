@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch_reference
-from checkpoints import checkpoint, random_prompts
-from engines import distributions, engine, greedy, token_ids
+
+from tests.checkpoints import checkpoint, random_prompts
+from tests.engines import distributions, engine, greedy, token_ids
+from tests.reference import torch_reference
 
 # Large enough for bfloat16 to matter: sums over 256 to 512 terms, four layers. With weights of 0.06, logits get a
 # standard deviation of 1 and attention is neither uniform nor on one token.

@@ -16,11 +16,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from checkpoints import random_prompts
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding
+
+from tests.checkpoints import random_prompts
 
 GIB = 2**30
 CACHE_BYTES = GIB // 4
@@ -71,7 +72,8 @@ def write(folder: Path, config: Qwen2Config) -> Written:
         parts = name.split(".")
         shards.setdefault(parts[2] if parts[1] == "layers" else name, []).append(name)
     pool = (torch.randn(2**24 + 3, generator=torch.Generator().manual_seed(0)) * 0.02).to(torch.bfloat16)
-    total, largest, start, where = 0, 0, 0, {}
+    where: dict[str, str] = {}
+    total = largest = start = 0
     for number, names in enumerate(shards.values(), 1):
         tensors = {}
         for name in names:

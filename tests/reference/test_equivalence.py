@@ -1,7 +1,7 @@
 """However the scheduler cuts the work, and whichever kernels do it, the tokens are the same (float32).
 
 In float32 only: sums are taken in an order that depends on how many rows a step has and into how many pieces a long
-context is cut, so that log-probabilities agree to rounding (`LOGPROB_TOLERANCE` of test_float32.py), not to the bit.
+context is cut, so that log-probabilities agree to rounding (`LOGPROB_TOLERANCE`), not to the bit.
 float32 rounding decides nothing at the margins checked here; bfloat16's does, so nothing of the kind holds there.
 """
 
@@ -10,10 +10,11 @@ from functools import cache
 from typing import Any
 
 import pytest
-import torch_reference
-from checkpoints import checkpoint, random_prompts
-from engines import counter, engine, greedy, token_ids
-from test_float32 import LEAST_MARGIN
+
+from tests.checkpoints import checkpoint, random_prompts
+from tests.engines import counter, engine, greedy, token_ids
+from tests.reference import torch_reference
+from tests.reference.torch_reference import LEAST_MARGIN
 
 TOKENS = 32
 

@@ -13,22 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch_reference
-from checkpoints import checkpoint, random_prompts
-from engines import distributions, engine, greedy, token_ids
-from torch_reference import Answer
+
+from tests.checkpoints import checkpoint, random_prompts
+from tests.engines import distributions, engine, greedy, token_ids
+from tests.reference import torch_reference
+from tests.reference.torch_reference import LEAST_MARGIN, LOGPROB_TOLERANCE, Answer
 
 TOKENS = 64
 LENGTHS = (1, 5, 32, 33, 100, 150)
 MAX_MODEL_LEN = 256
-
-# The project promises 1e-3. Both sides compute in float32 (eps 6e-8) but sum in different orders; through three to five
-# layers of these models, whose logits have a standard deviation of 1.6 to 2.2, the largest difference over all cases is
-# 7e-5 (AVX-512; typically 2e-5). Other instruction sets and versions of torch sum differently again: four times that.
-LOGPROB_TOLERANCE = 3e-4
-# Identical tokens can be asked for only where that difference, on the best and on the second best token, cannot decide.
-# Checked for every token of every case, so that a failure is a fault and not a tie.
-LEAST_MARGIN = 2 * LOGPROB_TOLERANCE
 
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
