@@ -1,0 +1,168 @@
+"""Makes the demo checkpoint: synthetic questions, a tokenizer, a tiny Qwen2 trained from nothing, its accuracy.
+
+    python examples/demo/make_demo.py --out examples/demo
+
+writes ``checkpoint/``, ``heldout.jsonl`` and ``accuracy.json`` into the folder. Needs torch and
+transformers, no download. Everything is seeded; the same machine, library versions and thread count give the
+same bytes.
+"""
+
+import argparse
+import collections
+import json
+import platform
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from data import SEED, Example, Questions
+from train import CHATS_PER_STEP, answers, new_model, train, train_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM, Qwen2Tokenizer
+
+STEPS = 2200
+TOKENIZER_CHATS = 10_000
+SYSTEM = "You are a helpful assistant."
+LIMIT_BYTES = 8_000_000
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def save(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, folder: Path) -> None:
+    """The checkpoint as users find one on the hub: bf16 safetensors, tokenizer, chat template, greedy by default."""
+    model.to(torch.bfloat16).save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
+    tokenizer.save_pretrained(folder)
+    # Written by hand: transformers itself refuses to save the temperature next to do_sample=false, but a server
+    # that takes its defaults from here (vLLM) needs it to be greedy for requests that name no temperature.
+    generation = {
+        "do_sample": False, "temperature": 0.0, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id, "transformers_version": transformers.__version__,
+    }  # fmt: skip
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+
+
+def measure(folder: Path, held_out: list[Example]) -> dict:
+    """Exact-match accuracy of the saved files on the held-out questions; by task in float32 without system message."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    result: dict = {"questions": len(held_out), "exact_match": {}}
+    questions = [example.question for example in held_out]
+    for name, dtype in DTYPES.items():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        for label, system in (("no_system_message", None), ("helpful_assistant", SYSTEM)):
+            given = answers(model, tokenizer, questions, system)
+            right = [answer == example.answer for answer, example in zip(given, held_out, strict=True)]
+            result["exact_match"].setdefault(name, {})[label] = round(sum(right) / len(right), 4)
+            print(f"{name}, {label}: {sum(right)}/{len(right)} right", flush=True)
+            for answer, example, ok in zip(given, held_out, right, strict=True):
+                if not ok:
+                    print(f"  {example.question!r}: expected {example.answer!r}, got {answer!r}")
+            if name == "float32" and system is None:
+                tasks: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
+                for example, ok in zip(held_out, right, strict=True):
+                    tasks[example.task][0] += ok
+                    tasks[example.task][1] += 1
+                result["tasks"] = {task: f"{good}/{total}" for task, (good, total) in tasks.items()}
+    return result
+
+
+def model_card(model: Qwen2ForCausalLM, result: dict) -> str:
+    c, measured = model.config, result["exact_match"]
+    minutes = result["training_seconds"] / 60
+    heads = f"{c.num_attention_heads} query heads, {c.num_key_value_heads} key-value heads"
+    rows = "\n".join(
+        f"| {name} | {by['no_system_message']:.1%} | {by['helpful_assistant']:.1%} |" for name, by in measured.items()
+    )
+    tasks = "\n".join(f"| {task} | {score} |" for task, score in result["tasks"].items())
+    return f"""---
+license: apache-2.0
+pipeline_tag: text-generation
+---
+
+# Demo checkpoint: a tiny Qwen2 that can do small sums and word questions
+
+A real `Qwen2ForCausalLM`, trained from random weights in minutes on a CPU, small enough to live in a repository.
+It answers questions such as "What is 12 + 7?", "What is the opposite of hot?" or "Which day comes after Tuesday?" with
+one word or number, and knows nothing else. It exists to be served, tested and quantized, not to be useful.
+
+| | |
+|---|---|
+| parameters | {sum(p.numel() for p in model.parameters()):,} (bfloat16, tied embeddings) |
+| layers / hidden / MLP | {c.num_hidden_layers} / {c.hidden_size} / {c.intermediate_size} |
+| attention | {heads} of {c.hidden_size // c.num_attention_heads}, QKV bias |
+| vocabulary | {c.vocab_size}, byte-level BPE, digits one by one |
+| positions | {c.max_position_embeddings} (trained on short chats: long contexts run, but are not what it learnt) |
+| chat template | ChatML; no default system message; stops at `<|im_end|>`; greedy by default |
+
+## Data
+
+Synthetic, generated by `data.py` from a seed: about 1,100 facts (sums and differences of numbers up to 20, products up
+to 10 x 10, opposites, colours, plurals, capitals, animal sounds, days and months, spelling forwards and backwards,
+letter counts), each in several wordings. Answers are exact and short.
+
+The {result["questions"]} held-out questions (`../heldout.jsonl`) share no prompt with the training data: each is a fact
+that was trained in other wordings only.
+
+## Accuracy
+
+Exact match on the held-out questions, greedy, through the chat template and transformers' `generate`:
+
+| dtype | no system message | "{SYSTEM}" |
+|---|---|---|
+{rows}
+
+By task, float32, no system message:
+
+| task | right |
+|---|---|
+{tasks}
+
+## Reproduce
+
+    python examples/demo/make_demo.py --out examples/demo
+
+{result["steps"]} steps of {CHATS_PER_STEP} chats took {minutes:.0f} minutes on {result["threads"]} thread(s) of a
+shared CPU (torch {result["torch"]}, transformers {result["transformers"]}). Everything is seeded; other library
+versions or thread counts give slightly different weights.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="gets checkpoint/, heldout.jsonl, accuracy.json")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps (default {STEPS})")
+    parser.add_argument("--quick", action="store_true", help="20 steps, a tenth of the questions: a trial run")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2; 1 is best on a busy machine)")
+    args = parser.parse_args(argv)
+    steps = 20 if args.quick else args.steps
+    torch.set_num_threads(args.threads)
+    torch.use_deterministic_algorithms(True)
+
+    questions = Questions()
+    tokenizer = train_tokenizer(questions, TOKENIZER_CHATS)
+    model = new_model(tokenizer, SEED)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(questions.held_out)} held-out questions")
+    loss, seconds = train(model, questions, tokenizer, steps, SEED)
+
+    folder = args.out / "checkpoint"
+    folder.mkdir(parents=True, exist_ok=True)
+    save(model, tokenizer, folder)
+    lines = [json.dumps({"question": e.question, "answer": e.answer, "task": e.task}) for e in questions.held_out]
+    (args.out / "heldout.jsonl").write_text("\n".join(lines) + "\n")
+    result = measure(folder, questions.held_out[:: 10 if args.quick else 1])
+    result |= {
+        "steps": steps, "seed": SEED, "training_loss": round(loss, 5), "training_seconds": round(seconds),
+        "threads": args.threads, "torch": torch.__version__, "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }  # fmt: skip
+    (args.out / "accuracy.json").write_text(json.dumps(result, indent=2) + "\n")
+    (folder / "README.md").write_text(model_card(model, result))
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"{folder}: {size / 1e6:.2f} MB")
+    if size > LIMIT_BYTES:
+        print(f"The checkpoint has {size} bytes, more than the {LIMIT_BYTES} it may have.", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
