@@ -119,13 +119,17 @@ def test_claimed_accuracy(claim: dict) -> None:
         assert min(measured.values()) >= 0.95
 
 
-@pytest.mark.parametrize("system", [None, "You are a helpful assistant."])
-def test_accuracy_on_a_sample(tokenizer, system: str | None) -> None:
+@pytest.mark.parametrize(
+    ("label", "system"), [("no_system_message", None), ("helpful_assistant", "You are a helpful assistant.")]
+)
+def test_accuracy_is_the_claimed_one(tokenizer, claim: dict, label: str, system: str | None) -> None:
+    """The whole held-out set, as a small sample may hold more than its share of misses; CPUs differ a little."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
-    sample = held_out()[::10][:40]
-    given = train.answers(model, tokenizer, [s["question"] for s in sample], system)
-    wrong = [(s["question"], s["answer"], a) for s, a in zip(sample, given, strict=True) if a != s["answer"]]
-    assert len(wrong) <= 2, wrong
+    asked = held_out()
+    given = train.answers(model, tokenizer, [a["question"] for a in asked], system, batch=210)
+    right = sum(answer == a["answer"] for a, answer in zip(asked, given, strict=True)) / len(asked)
+    assert right >= 0.95
+    assert right == pytest.approx(claim["exact_match"]["float32"][label], abs=0.01)

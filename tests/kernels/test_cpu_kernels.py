@@ -20,7 +20,7 @@ except KernelBuildError as error:
 
 
 @pytest.fixture(scope="module", params=ISAS)
-def kernels(request: pytest.FixtureRequest) -> CpuKernels:
+def kernels(request: pytest.FixtureRequest) -> CpuKernels:  # type: ignore[no-redef]
     return CpuKernels(request.param)
 
 
@@ -29,5 +29,5 @@ def test_names(kernels: Any) -> None:
     assert kernels.describe().startswith("C++ (")
 
 
-def test_description() -> None:
+def test_description() -> None:  # type: ignore[no-redef]
     assert "thread" in CpuKernels().describe()

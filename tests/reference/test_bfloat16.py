@@ -19,7 +19,7 @@ from tests.reference import torch_reference
 
 # Large enough for bfloat16 to matter: sums over 256 to 512 terms, four layers. With weights of 0.06, logits get a
 # standard deviation of 1 and attention is neither uniform nor on one token.
-_SIZES = {
+_SIZES: dict[str, Any] = {
     "vocab_size": 509,
     "hidden_size": 256,
     "intermediate_size": 512,

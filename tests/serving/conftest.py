@@ -9,5 +9,7 @@ from tests.servers import DEMO, Server, serve
 
 @pytest.fixture(scope="session")
 def demo() -> Iterator[Server]:
-    with serve(DEMO, "--served-model-name", "demo", "--max-num-seqs", "32", "--max-logprobs", "20") as server:
+    options = ["--served-model-name", "demo", "--max-num-seqs", "32", "--max-logprobs", "20"]
+    compact = '{"backend": "xgrammar", "disable_any_whitespace": true}'  # else a JSON may be all line breaks
+    with serve(DEMO, *options, "--structured-outputs-config", compact) as server:
         yield server

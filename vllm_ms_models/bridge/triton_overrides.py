@@ -1,5 +1,6 @@
 """CPU versions of the Triton kernels that vLLM's runner launches, given to vLLM's own override registry."""
 
+import functools
 import warnings
 
 import torch
@@ -35,8 +36,9 @@ def compute_slot_mapping(
     slot_mapping_ptr[tokens:max_num_tokens] = PAD_ID
 
 
+@functools.cache
 def register() -> None:
-    """Called by vLLM while it builds a model runner, before any launch."""
+    """Called by vLLM while it builds a model runner, before any launch; once is enough for a process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # it looks at every attribute of every module
         register_kernels({"vllm.v1.worker.block_table.ComputeSlotMappingKernel.kernel": compute_slot_mapping})
