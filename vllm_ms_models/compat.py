@@ -6,13 +6,15 @@
    forty lines and may raise SystemError. Seen in MindSpore 2.10.0; goes with a wheel built for NumPy 2.
 3. Importing MindSpore sets OMP_NUM_THREADS=1 unseen by `os.environ`, and later processes inherit it. Seen in
    MindSpore 2.10.0; goes when it leaves the variable alone.
+4. `ModelRegistry.models`: vLLM offers and tries its torch models too, which cannot run on this platform; taken out, its
+   own refusal lists what can. In vLLM 0.32.0; goes when a platform can say which architectures it has.
 """
 
 import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 
 def make_accelerator_calls_harmless() -> None:
@@ -22,6 +24,14 @@ def make_accelerator_calls_harmless() -> None:
     if not torch.accelerator.is_available():
         torch.accelerator.empty_cache = lambda: None
         torch.accelerator.empty_host_cache = lambda: None
+
+
+def hide_torch_models(ours: Collection[str]) -> None:
+    """Leave only the architectures `ours` in vLLM's registry, in this process."""
+    from vllm.model_executor.models import ModelRegistry
+
+    for architecture in set(ModelRegistry.get_supported_archs()) - set(ours):
+        del ModelRegistry.models[architecture]
 
 
 @contextlib.contextmanager

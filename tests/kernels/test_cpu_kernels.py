@@ -19,8 +19,8 @@ except KernelBuildError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 
-@pytest.fixture(scope="module", params=ISAS)
-def kernels(request: pytest.FixtureRequest) -> CpuKernels:  # type: ignore[no-redef]
+@pytest.fixture(scope="module", params=ISAS)  # type: ignore[no-redef]
+def kernels(request: pytest.FixtureRequest) -> CpuKernels:
     return CpuKernels(request.param)
 
 

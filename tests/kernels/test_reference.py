@@ -16,18 +16,7 @@ from hypothesis import strategies as st
 from mindspore import Tensor, ops
 
 from tests.kernels import references as ref
-from tests.kernels.references import (
-    NUMPY,
-    dtypes,
-    make_weight,
-    normal,
-    scales,
-    seeds,
-    to_array,
-    to_tensor,
-    token_counts,
-    widths,
-)
+from tests.kernels.references import NUMPY, dtypes, make_weight, normal, seeds, to_array, to_tensor, widths
 from vllm_ms_models.kernels import Kernels
 from vllm_ms_models.kernels.reference import ReferenceKernels
 
@@ -112,10 +101,10 @@ def test_load_rows_refuses_what_does_not_fit(
 @given(
     seed=seeds,
     dtype=dtypes,
-    tokens=token_counts,
+    tokens=ref.token_counts,
     sizes=fused_sizes,
     width=widths,
-    scale=scales,
+    scale=ref.scales,
     biased=st.booleans(),
     out=st.one_of(st.none(), dtypes),
 )
@@ -160,7 +149,7 @@ def test_linear_of_a_large_weight(kernels: Kernels, dtype: Any, tokens: int) -> 
     seed=seeds,
     dtype=dtypes,
     ids_dtype=st.sampled_from((np.int32, np.int64)),
-    tokens=token_counts,
+    tokens=ref.token_counts,
     rows=widths,
     width=widths,
     first_row=st.sampled_from((0, 1, 1000)),
@@ -181,7 +170,13 @@ def test_embedding(
 
 
 @examples
-@given(seed=seeds, dtype=dtypes, shape=st.tuples(token_counts, widths), scale=scales, heads=st.sampled_from((None, 3)))
+@given(
+    seed=seeds,
+    dtype=dtypes,
+    shape=st.tuples(ref.token_counts, widths),
+    scale=ref.scales,
+    heads=st.sampled_from((None, 3)),
+)
 def test_rms_norm(
     kernels: Kernels, seed: int, dtype: Any, shape: tuple[int, int], scale: float, heads: int | None
 ) -> None:
@@ -193,7 +188,7 @@ def test_rms_norm(
 
 
 @examples
-@given(seed=seeds, dtype=dtypes, shape=st.tuples(token_counts, widths), scale=scales)
+@given(seed=seeds, dtype=dtypes, shape=st.tuples(ref.token_counts, widths), scale=ref.scales)
 def test_add_rms_norm(kernels: Kernels, seed: int, dtype: Any, shape: tuple[int, int], scale: float) -> None:
     rng = np.random.default_rng(seed)
     x, residual, weight = (
@@ -213,8 +208,8 @@ def test_add_rms_norm(kernels: Kernels, seed: int, dtype: Any, shape: tuple[int,
 @given(
     seed=seeds,
     dtype=dtypes,
-    shape=st.tuples(token_counts, widths),
-    scale=scales,
+    shape=st.tuples(ref.token_counts, widths),
+    scale=ref.scales,
     kind=st.sampled_from(("silu", "gelu", "gelu_tanh")),
 )
 def test_gated_activations(
@@ -234,7 +229,7 @@ def test_gated_activations(
 @given(
     seed=seeds,
     dtype=dtypes,
-    tokens=token_counts,
+    tokens=ref.token_counts,
     heads=st.tuples(st.integers(1, 5), st.integers(1, 3)),
     half=st.integers(1, 20),
     rest=st.sampled_from((0, 0, 1, 6, 16)),
@@ -266,7 +261,7 @@ def test_rotary(
 @given(
     seed=seeds,
     dtype=dtypes,
-    tokens=token_counts,
+    tokens=ref.token_counts,
     kv_heads=st.integers(1, 4),
     head_size=widths,
     block_size=st.sampled_from((1, 3, 16)),

@@ -27,7 +27,6 @@ def register() -> None:
     ours = registry.architectures()
     for architecture in ours:
         ModelRegistry.register_model(architecture, shell(architecture))
-    for architecture in set(ModelRegistry.get_supported_archs()) - set(ours):
-        del ModelRegistry.models[architecture]  # a torch model cannot run here: let vLLM's refusal list what can
+    compat.hide_torch_models(ours)
     register_model_loader("mindspore")(SafetensorsLoader)
     register_model_loader("mindspore_dummy")(DummyLoader)
