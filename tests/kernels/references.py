@@ -18,6 +18,7 @@ import mindspore as ms
 import ml_dtypes
 import numpy as np
 import torch
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from mindspore import Tensor
 from mindspore.utils.dlpack import from_dlpack
@@ -215,6 +216,8 @@ def _attend(query: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: floa
 dtypes = st.sampled_from(DTYPES)
 token_counts = st.sampled_from((0, 1, 2, 3, 5, 8, 17, 33))
 widths = st.one_of(st.integers(1, 40), st.sampled_from((48, 64, 65, 127, 160, 257)))  # mostly no multiple of a vector
+fused_sizes = st.lists(widths, min_size=1, max_size=3)
+examples = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 scales = st.sampled_from((0.0, 1e-3, 1.0, 30.0))
 seeds = st.integers(0, 2**32 - 1)
 

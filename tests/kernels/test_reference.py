@@ -11,17 +11,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mindspore import Tensor, ops
 
 from tests.kernels import references as ref
-from tests.kernels.references import NUMPY, dtypes, make_weight, normal, seeds, to_array, to_tensor, widths
+from tests.kernels.references import NUMPY, dtypes, examples, make_weight, normal, seeds, to_array, to_tensor, widths
 from vllm_ms_models.kernels import Kernels
 from vllm_ms_models.kernels.reference import ReferenceKernels
-
-examples = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-fused_sizes = st.lists(widths, min_size=1, max_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +30,7 @@ def kernels() -> Kernels:
 
 
 @examples
-@given(seed=seeds, dtype=dtypes, source_dtype=dtypes, sizes=fused_sizes, width=widths, data=st.data())
+@given(seed=seeds, dtype=dtypes, source_dtype=dtypes, sizes=ref.fused_sizes, width=widths, data=st.data())
 def test_load_rows_in_pieces(
     kernels: Kernels, seed: int, dtype: Any, source_dtype: Any, sizes: list[int], width: int, data: Any
 ) -> None:
@@ -102,7 +99,7 @@ def test_load_rows_refuses_what_does_not_fit(
     seed=seeds,
     dtype=dtypes,
     tokens=ref.token_counts,
-    sizes=fused_sizes,
+    sizes=ref.fused_sizes,
     width=widths,
     scale=ref.scales,
     biased=st.booleans(),
