@@ -1,5 +1,6 @@
 """How much memory the KV cache gets on a CPU host, where the operating system and others need some too."""
 
+import os
 from dataclasses import dataclass
 
 GIB = 2**30
@@ -28,6 +29,20 @@ def gib(size: int) -> str:
     return f"{size / GIB:.2f} GiB"
 
 
+def space_from_environment() -> int | None:
+    """`VLLM_CPU_KVCACHE_SPACE` (GiB) in bytes, or None; ValueError unless it is a number above 0."""
+    text = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "")
+    if not text:
+        return None
+    try:
+        size = int(float(text) * GIB)
+    except (ValueError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise ValueError(f"VLLM_CPU_KVCACHE_SPACE={text} is not a number of GiB above 0; correct or unset it.")
+    return size
+
+
 def check_weights(needed: int, host: HostMemory) -> None:
     """InsufficientMemoryError unless `needed` bytes of weights fit beside the reserve."""
     if needed + RESERVE > host.available:
@@ -52,8 +67,9 @@ def cache_size(
     if requested is not None:
         if requested > free:
             raise InsufficientMemoryError(
-                f"--kv-cache-memory-bytes asks for {gib(requested)}, but only {gib(max(free, 0))} of this host's "
-                f"{gib(host.total)} memory is available; ask for less or free memory."
+                f"--kv-cache-memory-bytes (or VLLM_CPU_KVCACHE_SPACE) asks for {gib(requested)}, but only "
+                f"{gib(max(free, 0))} of this host's {gib(host.total)} memory is available; "
+                f"ask for less or free memory."
             )
         return requested
     size = min(int(utilization * host.total) - resident, free, most)

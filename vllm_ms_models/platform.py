@@ -5,13 +5,12 @@ Imported by every vLLM process, the command line included: no MindSpore here.
 
 import logging
 import os
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vllm.platforms.cpu import CpuPlatform
 from vllm.platforms.interface import PlatformEnum
 
-from vllm_ms_models import registry, runtime
+from vllm_ms_models import memory, registry, runtime
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -48,6 +47,8 @@ class MindSporePlatform(CpuPlatform):
             return
         runtime.require_mindspore()
         runtime.device()
+        from vllm_ms_models.bridge.refusals import refusals
+
         for problem in refusals(vllm_config):
             raise ValueError(problem)
         _choose(vllm_config)
@@ -95,62 +96,17 @@ def _choose(vllm_config: "VllmConfig") -> None:
     from vllm.config import CompilationMode, CUDAGraphMode
 
     from vllm_ms_models.bridge.loader import LOAD_FORMATS
+    from vllm_ms_models.bridge.refusals import WORKER
 
     if vllm_config.parallel_config.worker_cls == "auto":
-        vllm_config.parallel_config.worker_cls = "vllm_ms_models.worker.MindSporeWorker"
+        vllm_config.parallel_config.worker_cls = WORKER
     vllm_config.load_config.load_format = LOAD_FORMATS[vllm_config.load_config.load_format]
     if not vllm_config.cache_config.user_specified_block_size:
         vllm_config.cache_config.block_size = BLOCK_SIZE
-    if space := os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
-        vllm_config.cache_config.kv_cache_memory_bytes = int(float(space) * 2**30)
+    if vllm_config.cache_config.kv_cache_memory_bytes is None:
+        vllm_config.cache_config.kv_cache_memory_bytes = memory.space_from_environment()
     vllm_config.scheduler_config.async_scheduling = False
     compilation = vllm_config.compilation_config
     compilation.mode = CompilationMode.NONE
     compilation.cudagraph_mode = CUDAGraphMode.NONE
     compilation.cudagraph_capture_sizes = []
-
-
-def refusals(vllm_config: "VllmConfig") -> Iterator[str]:
-    """One sentence for each thing asked for that this version does not do."""
-    from vllm_ms_models.bridge.loader import LOAD_FORMATS
-
-    model, parallel = vllm_config.model_config, vllm_config.parallel_config
-    for architecture in model.architectures:
-        registry.check(architecture)
-    if model.model_impl not in ("auto", "vllm"):
-        yield f"--model-impl {model.model_impl} runs a torch model; leave it at auto to use MindSpore's."
-    if model.runner_type != "generate":
-        yield f"--runner {model.runner_type} is not supported yet: only text generation is; use --runner generate."
-    if model.is_multimodal_model:
-        yield f"{model.architectures[0]} takes images or audio, which are not supported yet; serve a text model."
-    if model.quantization is not None:
-        yield f"Quantization ({model.quantization}) is not supported yet; serve a checkpoint in bf16, fp16 or fp32."
-    if vllm_config.cache_config.cache_dtype not in ("auto", str(model.dtype).removeprefix("torch.")):
-        yield (
-            f"--kv-cache-dtype {vllm_config.cache_config.cache_dtype} is not supported: the cache has the model's "
-            f"dtype ({model.dtype}); use --kv-cache-dtype auto."
-        )
-    for flag, size in (
-        ("--tensor-parallel-size", parallel.tensor_parallel_size),
-        ("--pipeline-parallel-size", parallel.pipeline_parallel_size),
-        ("--data-parallel-size", parallel.data_parallel_size),
-        ("--decode-context-parallel-size", parallel.decode_context_parallel_size),
-        ("--prefill-context-parallel-size", parallel.prefill_context_parallel_size),
-    ):
-        if size > 1:
-            yield f"{flag} {size} is not supported yet; use 1."
-    for flag, value in (
-        ("--enable-lora", vllm_config.lora_config),
-        ("--speculative-config", vllm_config.speculative_config),
-        ("--kv-transfer-config", vllm_config.kv_transfer_config),
-        ("--enable-sleep-mode", model.enable_sleep_mode),
-        ("--enable-dbo", parallel.enable_dbo),
-        ("--enable-eplb", parallel.enable_eplb),
-    ):
-        if value:
-            yield f"{flag} is not supported yet; leave it out."
-    if vllm_config.load_config.load_format not in LOAD_FORMATS:
-        yield (
-            f"--load-format {vllm_config.load_config.load_format} is not supported: weights are read from safetensors; "
-            f"use auto, safetensors or dummy."
-        )

@@ -5,15 +5,28 @@ from typing import NoReturn
 
 import psutil
 import torch
+from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 from vllm.utils.gc_utils import freeze_gc_heap
 from vllm.utils.torch_utils import set_random_seed
+from vllm.v1.core import kv_cache_utils
+from vllm.v1.kv_cache_interface import KVCacheSpec
 from vllm.v1.worker.gpu_worker import Worker, init_worker_distributed_environment
 from vllm.v1.worker.worker_base import CompilationTimes
 
 from vllm_ms_models import memory, runtime
 from vllm_ms_models.bridge.host import host_memory
 from vllm_ms_models.model_runner import MindSporeModelRunner
+
+
+def sequence_bytes(vllm_config: VllmConfig, specs: dict[str, KVCacheSpec]) -> tuple[int, int]:
+    """Cache bytes of one sequence of maximal length, and of one block, of which vLLM keeps one for itself.
+
+    vLLM's own sums: layers of different kinds are grouped and padded.
+    """
+    groups = kv_cache_utils.get_kv_cache_groups(vllm_config, dict(specs))
+    sequence = kv_cache_utils._max_memory_usage_bytes_from_groups(vllm_config, groups)
+    return sequence, kv_cache_utils._pool_bytes_per_block(vllm_config, groups)
 
 
 class MindSporeWorker(Worker):
@@ -36,14 +49,14 @@ class MindSporeWorker(Worker):
 
     def determine_available_memory(self) -> int:
         """Bytes for the KV cache; there is nothing to profile, the kernels' working space is small and bounded."""
-        specs = self.model_runner.get_kv_cache_spec().values()
-        one_sequence = sum(spec.max_memory_usage_bytes(self.vllm_config) for spec in specs)
+        one_sequence, block = sequence_bytes(self.vllm_config, self.model_runner.get_kv_cache_spec())
+        fit_length = self.model_config.original_max_model_len == -1  # vLLM chooses the length that fits
         size = memory.cache_size(
             host_memory(),
             self.cache_config.gpu_memory_utilization,
             psutil.Process().memory_info().rss,
-            one_sequence,
-            one_sequence * self.scheduler_config.max_num_seqs,
+            block if fit_length else one_sequence + block,
+            one_sequence * self.scheduler_config.max_num_seqs + block,
             self.cache_config.kv_cache_memory_bytes,
         )
         self.available_kv_cache_memory_bytes = size

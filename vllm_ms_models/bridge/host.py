@@ -1,11 +1,32 @@
-"""What vLLM knows of this host's memory."""
+"""The memory of this host, or of the container it is seen from."""
 
-from vllm.utils.cpu_resource_utils import get_memory_node_info
+from pathlib import Path
+
+import psutil
+from vllm.utils.cpu_resource_utils import get_cgroup_memory_limit, get_cgroup_memory_usage
 
 from vllm_ms_models.memory import HostMemory
 
+# Version 2 and version 1 of control groups.
+_STATISTICS = (Path("/sys/fs/cgroup/memory.stat"), Path("/sys/fs/cgroup/memory/memory.stat"))
+
 
 def host_memory() -> HostMemory:
-    """Of the host, or of the container where that is less."""
-    info = get_memory_node_info()
-    return HostMemory(info.total_memory, info.available_memory)
+    """All NUMA nodes together; in a container with a limit, what the limit leaves.
+
+    Pages that only cache files, such as a checkpoint just read, count as available: the kernel takes them back.
+    """
+    memory = psutil.virtual_memory()
+    limit, used = get_cgroup_memory_limit(), get_cgroup_memory_usage()
+    if limit is None or used is None or limit >= memory.total:
+        return HostMemory(memory.total, memory.available)
+    return HostMemory(limit, min(memory.available, limit - used + _file_cache()))
+
+
+def _file_cache() -> int:
+    """Bytes of the container's page cache."""
+    for path in _STATISTICS:
+        if path.exists():
+            lines = dict(line.split() for line in path.read_text().splitlines())
+            return int(lines.get("inactive_file", 0)) + int(lines.get("active_file", 0))
+    return 0

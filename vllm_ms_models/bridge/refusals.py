@@ -1,0 +1,85 @@
+"""What this version does not do, refused at start: one sentence each, nothing is ignored in silence."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from vllm.config import VllmConfig
+
+from vllm_ms_models import registry
+from vllm_ms_models.bridge.loader import LOAD_FORMATS
+
+
+def refusals(vllm_config: VllmConfig) -> Iterator[str]:
+    """One sentence for each thing that was asked for and cannot be served."""
+    yield from _model(vllm_config)
+    for flag, size in _sizes(vllm_config):
+        if size > 1:
+            yield f"{flag} {size} is not supported yet; use 1."
+    for flag, value in _flags(vllm_config):
+        if value:
+            yield f"{flag} is not supported yet; leave it out."
+
+
+def _model(vllm_config: VllmConfig) -> Iterator[str]:
+    model, cache, load = vllm_config.model_config, vllm_config.cache_config, vllm_config.load_config
+    for architecture in model.architectures:
+        registry.check(architecture)
+    if model.model_impl not in ("auto", "vllm"):
+        yield f"--model-impl {model.model_impl} runs a torch model; leave it at auto to use MindSpore's."
+    if model.runner_type != "generate":
+        yield f"--runner {model.runner_type} is not supported yet: only text generation is; use --runner generate."
+    if model.is_multimodal_model:
+        yield f"{model.architectures[0]} takes images or audio, which are not supported yet; serve a text model."
+    if model.quantization is not None:
+        yield f"Quantization ({model.quantization}) is not supported yet; serve a checkpoint in bf16, fp16 or fp32."
+    if cache.cache_dtype not in ("auto", str(model.dtype).removeprefix("torch.")):
+        yield (
+            f"--kv-cache-dtype {cache.cache_dtype} is not supported: the cache has the model's dtype "
+            f"({model.dtype}); use --kv-cache-dtype auto."
+        )
+    if load.load_format not in LOAD_FORMATS:
+        yield (
+            f"--load-format {load.load_format} is not supported: weights are read from safetensors; "
+            f"use auto, safetensors or dummy."
+        )
+
+
+def _sizes(vllm_config: VllmConfig) -> Iterator[tuple[str, int]]:
+    parallel = vllm_config.parallel_config
+    yield "--tensor-parallel-size", parallel.tensor_parallel_size
+    yield "--pipeline-parallel-size", parallel.pipeline_parallel_size
+    yield "--data-parallel-size", parallel.data_parallel_size
+    yield "--decode-context-parallel-size", parallel.decode_context_parallel_size
+    yield "--prefill-context-parallel-size", parallel.prefill_context_parallel_size
+    yield "--nnodes", parallel.nnodes
+
+
+def _flags(vllm_config: VllmConfig) -> Iterator[tuple[str, Any]]:
+    """A flag and a value that is true if it was used."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    cache, load, offload = vllm_config.cache_config, vllm_config.load_config, vllm_config.offload_config
+    executor = parallel.distributed_executor_backend
+    yield "--enable-lora", vllm_config.lora_config
+    yield "--speculative-config", vllm_config.speculative_config
+    yield "--kv-transfer-config", vllm_config.kv_transfer_config
+    yield "--kv-offloading-size", cache.kv_offloading_size
+    yield "--kv-cache-dtype-skip-layers", cache.kv_cache_dtype_skip_layers
+    yield "--ec-transfer-config", vllm_config.ec_transfer_config
+    yield "--weight-transfer-config", vllm_config.weight_transfer_config
+    yield "--enable-sleep-mode", model.enable_sleep_mode
+    yield "--enable-prompt-embeds", model.enable_prompt_embeds
+    yield "--model-class-overrides", model.model_class_overrides
+    yield "--enable-dbo", parallel.enable_dbo
+    yield "--enable-eplb", parallel.enable_eplb
+    yield "--enable-expert-parallel", parallel.enable_expert_parallel
+    yield f"--distributed-executor-backend {executor}", executor not in (None, "mp", "uni")
+    yield f"--worker-cls {parallel.worker_cls}", parallel.worker_cls not in ("auto", WORKER)
+    yield "--attention-backend", vllm_config.attention_config.backend
+    yield "--cpu-offload-gb", offload.uva.cpu_offload_gb
+    yield "--offload-group-size", offload.prefetch.offload_group_size
+    yield "--model-loader-extra-config", load.model_loader_extra_config
+    yield "--safetensors-load-strategy", load.safetensors_load_strategy
+    yield "--pt-load-map-location", load.pt_load_map_location != "cpu"
+
+
+WORKER = "vllm_ms_models.worker.MindSporeWorker"
