@@ -89,7 +89,8 @@ def test_a_requested_size_that_is_not_free():
     with pytest.raises(InsufficientMemoryError) as caught:
         size(requested=HOST.available - RESERVE + 1)
     assert str(caught.value) == (
-        "--kv-cache-memory-bytes (or VLLM_CPU_KVCACHE_SPACE) asks for 23.00 GiB, but only 23.00 GiB of this host's 32.00 GiB memory is available; "
+        "--kv-cache-memory-bytes (or VLLM_CPU_KVCACHE_SPACE) asks for 23.00 GiB, but"
+        " only 23.00 GiB of this host's 32.00 GiB memory is available; "
         "ask for less or free memory."
     )
 

@@ -5,9 +5,11 @@ A stand-in for the compiler makes most builds instant: a shell script that notes
 
 import logging
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,26 @@ def test_no_compiler(compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(KernelBuildError, match="There is no C\\+\\+ compiler 'no-such-compiler'"):
         loader.library()
+
+
+def test_without_a_compiler_what_was_built_before_is_used(compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = loader.library()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert loader.library() == built
+    monkeypatch.setattr(loader.importlib.metadata, "version", lambda _: "9.9.9")  # built for another MindSpore
+    with pytest.raises(KernelBuildError, match="There is no C"):
+        loader.library()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler on this machine")
+def test_the_kernels_build_in_under_a_minute(tmp_path: Path) -> None:
+    """Elsewhere a build that fails only skips tests; here it fails."""
+    environment = {**os.environ, "VLLM_MS_CACHE_DIR": str(tmp_path)}
+    begin = time.monotonic()
+    command = [sys.executable, "-m", "vllm_ms_models.kernels.cpu"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert time.monotonic() - begin < 60
 
 
 def test_a_failed_build_names_the_error_and_leaves_nothing(compiler: Path) -> None:

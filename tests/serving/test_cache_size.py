@@ -21,7 +21,7 @@ MIXED: dict[str, Any] = {  # five full layers and three with a window: vLLM pads
 @pytest.mark.parametrize("default", [0, memory.DEFAULT_CACHE], ids=["more than the default", "less"])
 def test_default_cache(options: dict[str, Any], sequences: int, default: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "DEFAULT_CACHE", default)
-    settings = {"max_model_len": 256, "max_num_seqs": sequences, "kv_cache_memory_bytes": None}
+    settings: dict[str, Any] = {"max_model_len": 256, "max_num_seqs": sequences, "kv_cache_memory_bytes": None}
     with engine(checkpoint("qwen2", **options), **settings) as llm:
         prompt = random_prompts([250])
         assert len(token_ids(greedy(llm, prompt, 6))[0]) == 6

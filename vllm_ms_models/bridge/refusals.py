@@ -1,5 +1,6 @@
 """What this version does not do, refused at start: one sentence each, nothing is ignored in silence."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,9 @@ def refusals(vllm_config: VllmConfig) -> Iterator[str]:
 
 def _model(vllm_config: VllmConfig) -> Iterator[str]:
     model, cache, load = vllm_config.model_config, vllm_config.cache_config, vllm_config.load_config
+    plugins = os.environ.get("VLLM_PLUGINS")
+    if plugins is not None and "mindspore_models" not in plugins.split(","):
+        yield f"VLLM_PLUGINS={plugins} leaves out mindspore_models, which registers the models; add it."
     for architecture in model.architectures:
         registry.check(architecture)
     if model.model_impl not in ("auto", "vllm"):

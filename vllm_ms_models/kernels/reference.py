@@ -105,8 +105,10 @@ class ReferenceKernels(Kernels):
     def new_weight(self, sizes: Sequence[int], in_features: int, dtype: ms.Type) -> Weight:
         """The values are kept row by row, `[sum(sizes), in_features]` in `dtype`."""
         _require(dtype in _NUMPY, f"a weight is float32, float16 or bfloat16, not {dtype}")
-        data = mint.empty((sum(sizes), in_features), dtype=dtype)
-        _memory(data)[...] = 0
+        # NumPy's zeros take no memory before they are written: a model that does not fit is refused in time.
+        zeros = np.zeros((sum(sizes), in_features), np.int16 if dtype == ms.bfloat16 else _NUMPY[dtype])
+        data = Tensor.from_numpy(zeros)
+        data = data.view(ms.bfloat16) if dtype == ms.bfloat16 else data
         return Weight(data, tuple(sizes), in_features, dtype)
 
     def load_rows(self, weight: Weight, part: int, first_row: int, source: np.ndarray) -> None:
