@@ -177,6 +177,19 @@ def test_rope_type_is_refused(model: Path) -> None:
         pass
 
 
+def test_plugins_that_leave_out_the_models_are_refused() -> None:
+    sentence = "VLLM_PLUGINS=mindspore leaves out mindspore_models"
+    with pytest.raises(ValueError, match=sentence), engine(checkpoint("llama"), env={"VLLM_PLUGINS": "mindspore"}):
+        pass
+
+
+def test_cache_space_that_is_no_number_is_refused() -> None:
+    env = {"VLLM_CPU_KVCACHE_SPACE": "much"}
+    sentence = "VLLM_CPU_KVCACHE_SPACE=much is not a number of GiB above 0"
+    with pytest.raises(ValueError, match=sentence), engine(checkpoint("llama"), env=env, kv_cache_memory_bytes=None):
+        pass
+
+
 def test_length_beyond_the_rope_is_refused_even_when_vllm_is_told_to_allow_it() -> None:
     allow = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
     sentence = r"--max-model-len 4096 is beyond the 512 positions.*use 512 or less"
