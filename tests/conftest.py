@@ -1,9 +1,17 @@
 """MindSpore set up once for every test, as the worker does it."""
 
+import os
+
 import mindspore as ms
+from hypothesis import settings
 
 from vllm_ms_models import compat
 
 ms.set_device("CPU")
 ms.runtime.launch_blocking()
 compat.absorb_numpy_warning()
+
+# In CI the same examples every time; elsewhere new ones in each run.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")

@@ -21,6 +21,9 @@ logger = logging.getLogger("vllm.ms_models")
 
 BLOCK_SIZE = 32  # tokens in a KV cache block, unless --block-size says otherwise
 
+# Read by vLLM's own CPU back end, not by ours.
+UNREAD = {"VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU", "VLLM_CPU_ATTN_SPLIT_KV"}
+
 os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # needs Triton
 
 
@@ -52,6 +55,8 @@ class MindSporePlatform(CpuPlatform):
         for problem in refusals(vllm_config):
             raise ValueError(problem)
         _choose(vllm_config)
+        for name in UNREAD.intersection(os.environ):
+            logger.warning("%s has no effect here; OMP_NUM_THREADS and taskset choose threads and CPUs.", name)
         # Forking a process in which MindSpore or a thread pool has started is not safe.
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
         os.environ["LOCAL_WORLD_SIZE"] = str(vllm_config.parallel_config.tensor_parallel_size)
