@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(bin):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-all lint format bench clean
+.PHONY: help install serve test test-all lint format bench bench-kernels clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -46,6 +46,9 @@ bench: ## benchmarks/run.py; ARGS= go to it
 	@if [ ! -e benchmarks/run.py ]; then echo "There are no benchmarks yet (benchmarks/run.py)."; exit 1; fi
 	@scripts/setup.sh bench
 	@$(bin)/python benchmarks/run.py $(ARGS)
+
+bench-kernels: install ## each kernel beside the machine's own limits; ARGS= go to benchmarks/kernels.py
+	@$(bin)/python benchmarks/kernels.py $(ARGS)
 
 clean: ## remove caches and build products; .venv stays
 	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache kernel_meta rank_*

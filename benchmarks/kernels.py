@@ -1,0 +1,176 @@
+"""Each CPU kernel over the shapes of a real model, beside the limit that binds it: `python benchmarks/kernels.py`.
+
+The limit of a call is the larger of its bytes over the measured read bandwidth and its operations over the measured
+peak; "of limit" is that time over the kernel's own (median of its calls). The limits are measured before and after
+each shape's calls, because machines drift, and the mean of both is used.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import cycle
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import limits
+
+from vllm_ms_models import compat
+from vllm_ms_models.kernels import PagedSequences
+from vllm_ms_models.kernels.cpu import CpuKernels
+
+# hidden, intermediate, heads, KV heads, head size, vocabulary
+MODELS = {
+    "qwen2.5-0.5b": (896, 4864, 14, 2, 64, 151936),
+    "qwen2.5-1.5b": (1536, 8960, 12, 2, 128, 151936),
+    "llama-3.2-1b": (2048, 8192, 32, 8, 64, 128256),
+}
+DTYPES = {"bfloat16": ms.bfloat16, "float16": ms.float16, "float32": ms.float32}
+BLOCK = 32
+BEYOND_CACHES = 256 << 20  # bytes of weights that the calls of a case take turns with: a model's are never cached
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: what it runs, the bytes it must read at least, the floating-point operations it must do."""
+
+    name: str
+    call: Callable[[], Any]
+    bytes: float
+    flops: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    rows: int
+    microseconds: float
+    gb_s: float
+    gflop_s: float
+    of_limit: float
+
+
+def tensor(values: np.ndarray, dtype: Any = None) -> ms.Tensor:
+    return ms.Tensor(values).astype(dtype) if dtype is not None else ms.Tensor(values)
+
+
+def linears(kernels: CpuKernels, model: str, dtype: Any, rows: int) -> Iterator[Case]:
+    """The matrix products of one layer, and the head."""
+    hidden, intermediate, heads, kv_heads, size, vocab = MODELS[model]
+    width = 4 if dtype == ms.float32 else 2
+    shapes = {
+        "qkv": ([heads * size, kv_heads * size, kv_heads * size], hidden),
+        "o": ([hidden], heads * size),
+        "gate_up": ([intermediate, intermediate], hidden),
+        "down": ([hidden], intermediate),
+        "lm_head": ([vocab], hidden),
+    }
+    rng = np.random.default_rng(0)
+    for name, (sizes, inputs) in shapes.items():
+        if name == "lm_head" and rows > 128:
+            continue  # only sampled rows get there
+        values = rng.normal(size=100_003).astype(np.float32)
+        weights = []
+        for _ in range(-(-BEYOND_CACHES // (width * sum(sizes) * inputs))):
+            weights.append(kernels.new_weight(sizes, inputs, dtype))
+            for part, count in enumerate(sizes):
+                kernels.load_rows(weights[-1], part, 0, np.resize(values, (count, inputs)))
+        turn = cycle(weights)
+        x = tensor(rng.normal(size=(rows, inputs)).astype(np.float32), dtype)
+        total = sum(sizes)
+        moved = width * (total * inputs + rows * (inputs + total))
+        yield Case(name, lambda x=x, turn=turn: kernels.linear_split(x, next(turn)), moved, 2.0 * rows * total * inputs)
+
+
+def attention(kernels: CpuKernels, model: str, dtype: Any, queries: int, context: int, sequences: int) -> Case:
+    """Causal attention of the last `queries` positions of each of `sequences` contexts."""
+    _, _, heads, kv_heads, size, _ = MODELS[model]
+    width = 4 if dtype == ms.float32 else 2
+    blocks = -(-context // BLOCK)
+    rng = np.random.default_rng(0)
+    shape = kernels.cache_shape(blocks * sequences, BLOCK, kv_heads, size)
+    cache = tensor(np.resize(rng.normal(size=100_003).astype(np.float32), shape), dtype)
+    paged = PagedSequences(
+        tensor(np.arange(sequences + 1, dtype=np.int32) * queries),
+        tensor(np.full(sequences, context, np.int32)),
+        tensor(np.arange(sequences * blocks, dtype=np.int32).reshape(sequences, blocks)),
+        queries,
+        context,
+    )
+    query = tensor(rng.normal(size=(sequences * queries, heads * size)).astype(np.float32), dtype)
+    pairs = sequences * (queries * context - queries * (queries - 1) / 2)
+    return Case(
+        f"attention {queries} of {context}, {sequences} seq.",
+        lambda: kernels.paged_attention(query, cache, paged, size**-0.5),
+        width * (sequences * context * 2 * kv_heads * size + 2 * sequences * queries * heads * size),
+        4.0 * pairs * heads * size,
+    )
+
+
+def median_seconds(call: Callable[[], Any], budget: float = 0.4) -> float:
+    call()
+    times: list[float] = []
+    end = time.perf_counter() + budget
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def judged(cases: list[Case], rows: int, peak: str) -> Iterator[Row]:
+    before = limits.measure()
+    times = [median_seconds(case.call) for case in cases]
+    after = limits.measure()
+    bandwidth = (before["read_gb_s"] + after["read_gb_s"]) / 2 * 1e9
+    flops = (before[peak] + after[peak]) / 2 * 1e9
+    for case, seconds in zip(cases, times, strict=True):
+        limit = max(case.bytes / bandwidth, case.flops / flops if flops else 0)
+        yield Row(
+            case.name, rows, seconds * 1e6, case.bytes / seconds / 1e9, case.flops / seconds / 1e9, limit / seconds
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="qwen2.5-0.5b")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--isa", help="instruction set (default: the best this machine has)")
+    parser.add_argument("--json", help="also write the rows to this file")
+    options = parser.parse_args()
+    ms.set_device("CPU")
+    ms.runtime.launch_blocking()
+    compat.absorb_numpy_warning()
+    kernels = CpuKernels(options.isa)
+    dtype = DTYPES[options.dtype]
+    peak = "bf16_gflop_s" if options.dtype == "bfloat16" and kernels.isa == "avx512_bf16" else "f32_gflop_s"
+    print(f"{options.model}, {options.dtype}, {kernels.describe()}; limits now: {limits.measure()}")
+    print(f"{'kernel':32} {'rows':>5} {'us':>10} {'GB/s':>7} {'GFLOP/s':>8} {'of limit':>9}")
+    table: list[Row] = []
+
+    def show(cases: list[Case], rows: int) -> None:
+        for row in judged(cases, rows, peak):
+            table.append(row)
+            line = f"{row.name:32} {rows:5} {row.microseconds:10.1f} {row.gb_s:7.1f} {row.gflop_s:8.1f}"
+            print(f"{line} {row.of_limit:9.0%}")
+
+    for rows in (1, 8, 32, 128, 1024):
+        show(list(linears(kernels, options.model, dtype, rows)), rows)
+    for queries, context, sequences in ((1, 4096, 1), (1, 16384, 1), (1, 256, 32), (128, 128, 1), (1024, 1024, 1)):
+        show([attention(kernels, options.model, dtype, queries, context, sequences)], queries * sequences)
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump([asdict(row) for row in table], file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
