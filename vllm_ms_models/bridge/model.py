@@ -65,7 +65,6 @@ class CausalLMShell(torch.nn.Module):
         positions: torch.Tensor,
         intermediate_tensors: Any = None,
         inputs_embeds: torch.Tensor | None = None,
-        **_: Any,
     ) -> torch.Tensor:
         """Hidden states `[tokens, hidden]`; zeros in vLLM's profiling runs, which have no cache to attend to."""
         from vllm_ms_models.bridge.tensors import to_mindspore, to_torch

@@ -9,6 +9,8 @@ from vllm.config import VllmConfig
 from vllm_ms_models import registry
 from vllm_ms_models.bridge.loader import LOAD_FORMATS
 
+WORKER = "vllm_ms_models.worker.MindSporeWorker"
+
 
 def refusals(vllm_config: VllmConfig) -> Iterator[str]:
     """One sentence for each thing that was asked for and cannot be served."""
@@ -84,6 +86,3 @@ def _flags(vllm_config: VllmConfig) -> Iterator[tuple[str, Any]]:
     yield "--model-loader-extra-config", load.model_loader_extra_config
     yield "--safetensors-load-strategy", load.safetensors_load_strategy
     yield "--pt-load-map-location", load.pt_load_map_location != "cpu"
-
-
-WORKER = "vllm_ms_models.worker.MindSporeWorker"
