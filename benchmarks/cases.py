@@ -19,6 +19,7 @@ class Case:
     """Fixed-size work: `kind` decode times steps after the first token, prefill the time to the first token.
 
     `keep`: the prompts are read once and each round goes on where the last one ended (long contexts).
+    `repeats`: so many times as many rounds; one short run says little where the machine's speed changes within seconds.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Case:
     prompt: int
     tokens: int = 1
     keep: bool = False
+    repeats: int = 1
 
     def message(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,14 +49,14 @@ class Case:
 
 
 STEPS = (
-    Case("decode-1", "decode", 1, 128, 64),
-    Case("decode-8", "decode", 8, 128, 64),
+    Case("decode-1", "decode", 1, 128, 64, repeats=4),
+    Case("decode-8", "decode", 8, 128, 64, repeats=2),
     Case("decode-32", "decode", 32, 128, 64),
-    Case("prefill-128", "prefill", 1, 128),
-    Case("prefill-1024", "prefill", 1, 1024),
+    Case("prefill-128", "prefill", 1, 128, repeats=4),
+    Case("prefill-1024", "prefill", 1, 1024, repeats=2),
     Case("prefill-8192", "prefill", 1, 8192),
-    Case("decode-1-4k", "decode", 1, 4096, 32, keep=True),
-    Case("decode-1-16k", "decode", 1, 16384, 32, keep=True),
+    Case("decode-1-4k", "decode", 1, 4096, 32, keep=True, repeats=4),
+    Case("decode-1-16k", "decode", 1, 16384, 32, keep=True, repeats=4),
 )
 QUICK = (
     Case("decode-1", "decode", 1, 32, 12),

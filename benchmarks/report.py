@@ -50,7 +50,7 @@ def _model(model: str, found: Sequence[Row], engines: Sequence[str]) -> Iterator
         better = "higher" if row.higher_is_better else "lower"
         parts = [_part(v) for v in (row.of_limit, row.model_of_limit, row.of_bandwidth, row.of_peak)]
         lines.append([row.case, row.metric, better, *ratios, *parts])
-    yield "Ours over theirs (median of the ratios within each round), and the part of the machine's limits ours reached.\n"
+    yield "Ours over theirs (median of the ratios within each round), and the part of the limits that ours reached.\n"
     limits = ["of limit", "of limit, model alone", "of read bandwidth", "of dot-product peak"]
     yield table(["case", "figure", "better is", *(f"ours / {e}" for e in others), *limits], lines) + "\n"
 

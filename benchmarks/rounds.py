@@ -21,8 +21,8 @@ def turns(names: Sequence[str], rounds: int) -> Iterator[tuple[int, list[str]]]:
 def time_case(workers: Mapping[str, Worker], case: Case, rounds: int) -> Record:
     """Runs of `case` by all workers, interleaved; an engine that fails is left out of further rounds and named.
 
-    {"case", "limits": one measurement before each round and one at the end, "runs": [...], "errors": {engine: why},
-    "peak_bytes": {engine: ...} of the warm-up}
+    {"case", "limits": one measurement before each turn and one at the end, "runs": [...; "limits": mean of those before
+    and after it], "errors": {engine: why}, "peak_bytes": {engine: ...} of the warm-up}
     """
     record: Record = {"case": case.message(), "limits": [], "runs": [], "errors": {}, "peak_bytes": {}}
     errors = record["errors"]
@@ -34,8 +34,9 @@ def time_case(workers: Mapping[str, Worker], case: Case, rounds: int) -> Record:
                 record["peak_bytes"][name] = memory["peak_bytes"]
             except EngineError as error:
                 errors[name] = str(error)
-    record["limits"].append(limits.measure())
-    for number, order in turns(list(workers), rounds):
+    measured: list[dict[str, float]] = record["limits"]
+    measured.append(limits.measure())
+    for number, order in turns(list(workers), rounds * case.repeats):
         for name in order:
             if name in errors:
                 continue
@@ -43,10 +44,12 @@ def time_case(workers: Mapping[str, Worker], case: Case, rounds: int) -> Record:
                 try:
                     with watched(workers[name]) as others:
                         answer = workers[name].ask("run", seed=number + 1)
-                    record["runs"].append({"engine": name, "round": number, **answer, **others})
                 except EngineError as error:
                     errors[name] = str(error)
-        record["limits"].append(limits.measure())
+                    continue
+            measured.append(limits.measure())
+            around = {key: (measured[-2][key] + value) / 2 for key, value in measured[-1].items()}
+            record["runs"].append({"engine": name, "round": number, "limits": around, **answer, **others})
     for name, worker in workers.items():
         if name not in errors:
             with worker.on_turn():

@@ -55,23 +55,15 @@ class Row:
         return (max if self.higher_is_better else min)(found)[1]
 
 
-def _mean_limits(record: Results, number: int) -> dict[str, float]:
-    """The limits measured before and after round `number`, averaged."""
-    before, after = record["limits"][number], record["limits"][number + 1]
-    return {name: (before[name] + after[name]) / 2 for name in ("read_gb_s", "bf16_gflop_s", "f32_gflop_s")}
-
-
 def _step_row(model: str, name: str, record: Results) -> Row:
     case, shape = Case(**record["case"]), Shape.of(CONFIGS[model])
     metric = "prefill" if case.kind == "prefill" else "decode"
     row = Row(model, name, metric, "tok/s", True, errors=dict(record["errors"]))
     parts: dict[str, dict[str, list[float]]] = {}
     for run in record["runs"]:
-        engine, number = run["engine"], run["round"]
-        row.samples.setdefault(engine, {})[number] = case.rate(run)
-        if number + 1 >= len(record["limits"]):
-            continue
-        cost, measured = case.cost(shape, run), _mean_limits(record, number)
+        engine, measured = run["engine"], run["limits"]
+        row.samples.setdefault(engine, {})[run["round"]] = case.rate(run)
+        cost = case.cost(shape, run)
         found = parts.setdefault(engine, {})
         seconds = cost.seconds(measured)
         found.setdefault("of_limit", []).append(seconds / run["seconds"])
