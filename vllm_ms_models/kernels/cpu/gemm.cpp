@@ -39,6 +39,8 @@ VLLM_MS_DECLARE_KERNELS
 namespace {
 
 constexpr long kCacheBytes = 512 * 1024;
+constexpr long kFetchBytes = 320 * 1024;
+constexpr long kRowBytes = 448 * 1024;
 constexpr long kTaskBytes = 128 * 1024;
 constexpr long kSmallBytes = 64 * 1024;  // weights below this are not worth a second thread for a few rows
 constexpr long kActivationBytes = 16 << 20;
@@ -93,7 +95,7 @@ static void store_group(const LinearCall& call, long panel, long panels, const f
 // `panels` (<= kMaxPanels) panels for rows [begin, end). `x` is row `x_row` of the activations.
 template <class W>
 static void multiply_group(const LinearCall& call, const typename W::X* x, long x_stride, long x_row, long panel,
-                           int panels, long begin, long end) {
+                           int panels, long begin, long end, const char* next) {
   const Packed& weight = *call.weight;
   const long steps = ceil_div(weight.in_features, W::kDepth), height = tile_rows(end - begin);
   const bool blocked = panels * weight.panel_bytes > kCacheBytes && end - begin > 2 * kRows;
@@ -101,14 +103,18 @@ static void multiply_group(const LinearCall& call, const typename W::X* x, long 
   const long block_rows = blocked ? height * kRowBlocks : height;
   const char* data = static_cast<const char*>(weight.data) + panel * weight.panel_bytes;
   alignas(64) float sums[kRows * kRowBlocks * kMaxPanels * 16];
-  const long stride = panels * 16;
+  const long stride = panels * 16, tiles = ceil_div(end - begin, height);
+  const long lines = ceil_div(panels * weight.panel_bytes, 64);
+  const int per_step = blocked || !next ? 0 : int(ceil_div(lines, max(1, tiles * steps)));
+  long fetched = 0;
   for (long row = begin; row < end; row += block_rows) {
     const long rows = min(block_rows, end - row);
     for (long step = 0; step < max(steps, 1); step += block_steps)
-      for (long r = 0; r < rows; r += height)
+      for (long r = 0; r < rows; r += height, fetched += per_step * steps)
         find_tile<W>(int(min(height, rows - r)), panels)(
             x + (row - x_row + r) * x_stride + step * W::kSubsteps, x_stride, data + step * W::kStepBytes,
-            W::kStepBytes, weight.panel_bytes, min(block_steps, steps - step), sums + r * stride, stride, step > 0);
+            W::kStepBytes, weight.panel_bytes, min(block_steps, steps - step), sums + r * stride, stride, step > 0,
+            {next + fetched * 64, fetched < lines ? per_step : 0});
     store_group(call, panel, panels, sums, stride, row, rows);
   }
 }
@@ -120,19 +126,25 @@ static void multiply_rows(const LinearCall& call, const typename W::X* x, long x
   const bool few = rows <= kFewRows && weight.panels >= 8 * kFewPanels * threads;  // enough groups for all threads
   const int width = few ? kFewPanels : kPanels;
   const long groups = ceil_div(weight.panels, width), group_bytes = max(1, width * weight.panel_bytes);
-  const long row_pieces = max(1, min(rows / kSplitRows, ceil_div(16 * threads, groups)));
+  const long row_bytes = x_stride * long(sizeof(*x));
+  const long row_pieces = max(1, min(rows / kSplitRows, max(ceil_div(16 * threads, groups), min(rows / 192, rows * row_bytes / kRowBytes))));
   long per_task =
       row_pieces > 1 || rows > 4 * kRows ? 1 : max(1, min(kTaskBytes / group_bytes, groups / (8 * threads)));
   if (groups * group_bytes * ceil_div(rows, 4) < kSmallBytes) per_task = groups;
   const long group_tasks = ceil_div(groups, per_task);
   parallel(group_tasks * row_pieces, [&](long task, int) {
-    const long piece = task % row_pieces, first = task / row_pieces * per_task;
+    const long piece = task / group_tasks, first = task % group_tasks * per_task;
     const long begin = first_row + rows * piece / row_pieces, end = first_row + rows * (piece + 1) / row_pieces;
-    for (long group = first; group < min(first + per_task, groups); ++group) {
+    const long last = min(first + per_task, groups);
+    for (long group = first; group < last; ++group) {
       long panel = group * width, left = min(width, weight.panels - panel);
-      if (left == width) multiply_group<W>(call, x, x_stride, first_row, panel, width, begin, end);
+      const long next = group + (group + 1 < last ? 1 : 1 + (threads - 1) * per_task);
+      const bool fetch = next < groups && group_bytes <= kFetchBytes;
+      const char* ahead = fetch ? static_cast<const char*>(weight.data) + next * group_bytes : nullptr;
+      if (left == width) multiply_group<W>(call, x, x_stride, first_row, panel, width, begin, end, ahead);
       else
-        for (; left > 0; --left, ++panel) multiply_group<W>(call, x, x_stride, first_row, panel, 1, begin, end);
+        for (; left > 0; --left, ++panel)
+          multiply_group<W>(call, x, x_stride, first_row, panel, 1, begin, end, nullptr);
     }
   });
 }
