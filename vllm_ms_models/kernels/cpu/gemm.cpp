@@ -57,9 +57,9 @@ struct Target {
 
 INLINE Target target_of(const LinearCall& call, long panel, long element) {
   const Packed& weight = *call.weight;
-  int part = weight.parts - 1;
+  int part = weight.panel_step > 1 ? int(panel % weight.panel_step) : weight.parts - 1;
   while (weight.first_panel[part] > panel) --part;
-  long row = (panel - weight.first_panel[part]) * 16;
+  long row = (panel - weight.first_panel[part]) / weight.panel_step * 16;
   return {static_cast<char*>(call.out.data[part]) + row * element, call.out.stride[part],
           min(16, weight.size[part] - row), call.bias ? call.bias + weight.first_row[part] + row : nullptr};
 }
@@ -82,39 +82,64 @@ static void store_panel(const Target& target, const float* sums, long sums_strid
   }
 }
 
-static void store_group(const LinearCall& call, long panel, long panels, const float* sums, long stride, long first_row,
+INLINE vf activate(vf x, Gate gate) {
+  return gate == Gate::kSilu ? silu(x) : gate == Gate::kGeluErf ? gelu_erf(x) : gelu_tanh(x);
+}
+
+// activation(gate) * up, in float32, into the panel of `gate`.
+static void apply_gate(const LinearCall& call, long panel, long rows, float* sums, long stride) {
+  const long row = panel / 2 * 16, count = min(16, call.weight->size[0] - row);
+  float bias[2][16] = {};
+  for (int part = 0; call.bias && part < 2; ++part)
+    memcpy(bias[part], call.bias + call.weight->first_row[part] + row, size_t(count) * sizeof(float));
+  for (long r = 0; r < rows; ++r, sums += stride)
+    UNROLL for (int i = 0; i < 16; i += VW) {
+      const vf x = load(sums + i) + load(bias[0] + i), up = load(sums + 16 + i) + load(bias[1] + i);
+      store(sums + i, activate(x, call.gate) * up);
+    }
+}
+
+static void store_group(const LinearCall& call, long panel, long panels, float* sums, long stride, long first_row,
                         long rows) {
-  for (long p = 0; p < panels; ++p) {
+  const bool gated = call.gate != Gate::kNone;
+  for (long p = 0; p < panels; p += gated ? 2 : 1) {
     Target target = target_of(call, panel + p, dtype_size(call.out.dtype));
+    if (gated) {
+      apply_gate(call, panel + p, rows, sums + 16 * p, stride);
+      target.bias = nullptr;
+    }
     if (call.out.dtype == kFloat32) store_panel<float>(target, sums + 16 * p, stride, first_row, rows);
     else if (call.out.dtype == kBfloat16) store_panel<Bf16>(target, sums + 16 * p, stride, first_row, rows);
     else store_panel<F16>(target, sums + 16 * p, stride, first_row, rows);
   }
 }
 
-// `panels` (<= kMaxPanels) panels for rows [begin, end). `x` is row `x_row` of the activations.
+// `panels` (<= kMaxPanels) panels, `width` at a time, for rows [begin, end). `x` is row `x_row` of the activations;
+// `next` the panels that this thread will want next, if they should be requested meanwhile.
 template <class W>
 static void multiply_group(const LinearCall& call, const typename W::X* x, long x_stride, long x_row, long panel,
-                           int panels, long begin, long end, const char* next) {
+                           int panels, int width, long begin, long end, const char* next) {
   const Packed& weight = *call.weight;
   const long steps = ceil_div(weight.in_features, W::kDepth), height = tile_rows(end - begin);
   const bool blocked = panels * weight.panel_bytes > kCacheBytes && end - begin > 2 * kRows;
-  const long block_steps = blocked ? kCacheBytes / (kPanels * W::kStepBytes) : max(1, steps);
+  const long block_steps = blocked ? kCacheBytes / (panels * W::kStepBytes) : max(1, steps);
   const long block_rows = blocked ? height * kRowBlocks : height;
   const char* data = static_cast<const char*>(weight.data) + panel * weight.panel_bytes;
   alignas(64) float sums[kRows * kRowBlocks * kMaxPanels * 16];
-  const long stride = panels * 16, tiles = ceil_div(end - begin, height);
+  const long stride = panels * 16, tiles = ceil_div(end - begin, height) * (panels / width);
   const long lines = ceil_div(panels * weight.panel_bytes, 64);
   const int per_step = blocked || !next ? 0 : int(ceil_div(lines, max(1, tiles * steps)));
   long fetched = 0;
   for (long row = begin; row < end; row += block_rows) {
     const long rows = min(block_rows, end - row);
     for (long step = 0; step < max(steps, 1); step += block_steps)
-      for (long r = 0; r < rows; r += height, fetched += per_step * steps)
-        find_tile<W>(int(min(height, rows - r)), panels)(
-            x + (row - x_row + r) * x_stride + step * W::kSubsteps, x_stride, data + step * W::kStepBytes,
-            W::kStepBytes, weight.panel_bytes, min(block_steps, steps - step), sums + r * stride, stride, step > 0,
-            {next + fetched * 64, fetched < lines ? per_step : 0});
+      for (long r = 0; r < rows; r += height)
+        for (int p = 0; p < panels; p += width, fetched += per_step * steps)
+          find_tile<W>(int(min(height, rows - r)), width)(
+              x + (row - x_row + r) * x_stride + step * W::kSubsteps, x_stride,
+              data + p * weight.panel_bytes + step * W::kStepBytes, W::kStepBytes, weight.panel_bytes,
+              min(block_steps, steps - step), sums + r * stride + p * 16, stride, step > 0,
+              {next + fetched * 64, fetched < lines ? per_step : 0});
     store_group(call, panel, panels, sums, stride, row, rows);
   }
 }
@@ -124,7 +149,8 @@ static void multiply_rows(const LinearCall& call, const typename W::X* x, long x
   const Packed& weight = *call.weight;
   const long threads = thread_count();
   const bool few = rows <= kFewRows && weight.panels >= 8 * kFewPanels * threads;  // enough groups for all threads
-  const int width = few ? kFewPanels : kPanels;
+  const int unit = call.gate == Gate::kNone ? 1 : 2;  // panels that are stored together
+  const int tile_width = few ? kFewPanels : kPanels, width = few ? kFewPanels : unit * kPanels;
   const long groups = ceil_div(weight.panels, width), group_bytes = max(1, width * weight.panel_bytes);
   const long row_bytes = x_stride * long(sizeof(*x));
   const long row_pieces = max(1, min(rows / kSplitRows, max(ceil_div(16 * threads, groups), min(rows / 192, rows * row_bytes / kRowBytes))));
@@ -141,10 +167,10 @@ static void multiply_rows(const LinearCall& call, const typename W::X* x, long x
       const long next = group + (group + 1 < last ? 1 : 1 + (threads - 1) * per_task);
       const bool fetch = next < groups && group_bytes <= kFetchBytes;
       const char* ahead = fetch ? static_cast<const char*>(weight.data) + next * group_bytes : nullptr;
-      if (left == width) multiply_group<W>(call, x, x_stride, first_row, panel, width, begin, end, ahead);
+      if (left == width) multiply_group<W>(call, x, x_stride, first_row, panel, width, tile_width, begin, end, ahead);
       else
-        for (; left > 0; --left, ++panel)
-          multiply_group<W>(call, x, x_stride, first_row, panel, 1, begin, end, nullptr);
+        for (; left > 0; left -= unit, panel += unit)
+          multiply_group<W>(call, x, x_stride, first_row, panel, unit, 1, begin, end, nullptr);
     }
   });
 }

@@ -40,7 +40,7 @@ constexpr int kRows = 5, kPanels = 1, kFewRows = 1, kFewPanels = 4;
 #else
 constexpr int kRows = 3, kPanels = 1, kFewRows = 1, kFewPanels = 2;
 #endif
-constexpr int kMaxPanels = kPanels > kFewPanels ? kPanels : kFewPanels;
+constexpr int kMaxPanels = 2 * kPanels > kFewPanels ? 2 * kPanels : kFewPanels;
 constexpr int kPrefetchBytes = 256;
 
 struct Float {
