@@ -1,8 +1,8 @@
 // Linear layers: out = x * weight^T + bias, for one row, a few rows and many rows from one packed copy of the weight.
 //
 // Layout of a weight (made by pack.cpp). Output rows are grouped in panels of 16; each part of a fused weight (q|k|v)
-// begins with a fresh panel; missing rows are zero. Within a panel the 16 rows are interleaved so that one step along K
-// is contiguous:
+// begins with a fresh panel; missing rows are zero. Two parts of one size (gate|up) take turns: panel 2 i is of the
+// first, 2 i + 1 of the second. Within a panel the 16 rows are interleaved so that one step along K is contiguous:
 //
 //     float32, float16   [panel][k][16]
 //     bfloat16           [panel][ceil(k/2)][16][2]     pairs along K, what vdpbf16ps multiplies; odd K is padded with 0
@@ -10,22 +10,32 @@
 // A whole weight is read front to back by one row, at full memory bandwidth; the same bytes feed the register-blocked
 // micro-kernel (tile.h) for many rows.
 //
-// Loop order. Panels are taken in groups of P (what one micro-kernel call multiplies). A task is a range of groups and
-// a range of rows:
+// Loop order. Panels are taken in groups (what is stored together: one micro-kernel call, or two if gate and up are
+// joined). A task is a range of groups and a piece of the rows:
 //
 //     for group in task:                      weights: P panels, P * 32 K bytes in bf16, stay in L2 (1 MB) for all rows
-//       for block of rows:                    one micro-kernel call each: x streams from L2/L3, 4 bytes a row and step
+//       for block of rows:                    one micro-kernel call each: x streams from L2, 4 bytes a row and step
 //         accumulate over K in registers      -> float32 buffer in L1
-//         add bias, round, store
+//         add bias, (activate, multiply,) round, store
 //
 // One row of weights is read from memory once per task, whatever the number of rows. If P panels exceed kCacheBytes
 // (K > 5000 for bf16), K is cut into blocks, and kRowBlocks micro-kernel heights of rows keep their float32 sums in a
 // buffer between them. Numbers: the bf16 micro-kernel does 24 dot products per 3 x 64 bytes of weights, so it needs 8
 // bytes per cycle from L2 (which gives 32), and 1/16 line per row and step of x.
 //
+// Reading ahead. With 8 to 64 rows memory and multipliers take about as long as each other (a core multiplies 12 rows
+// in the time it takes to read one line), so the next group's lines are requested evenly over this group's steps, where
+// two groups fit L2 (kFetchBytes): 16 rows gain 15%, 32 rows 8%, 128 rows 2%. With one or two rows the micro-kernel
+// requests its own lines a little ahead.
+//
+// gate|up. `linear_gated` never stores gate and up: a group holds pairs of their panels, and the float32 sums are
+// activated, multiplied and rounded once on their way out. Against two stored matrices and a pass over them this saves
+// 10% of both at 1024 rows, and the memory.
+//
 // Work split. Few rows: tasks of ~kTaskBytes of consecutive weights, claimed in order by all threads, so that both
-// cores stream through neighbouring memory. Many rows: the rows are cut too, until there are about 16 tasks per thread;
-// the last task then costs at most a few percent of idle time.
+// cores stream through neighbouring memory. Many rows: the rows are cut too, until there are about 16 tasks per thread
+// (the last task then costs at most a few percent of idle time) and a piece fits L2 beside the weights, if that leaves
+// at least kLeastRows rows to share them. All groups of a piece come before the next piece.
 //
 // Activations. bf16 rows go to vdpbf16ps as they are. Everywhere else they are converted to float32 scratch once per
 // call (kActivationBytes at a time), and weights are widened in registers, one or two instructions per R multiply-adds.
@@ -40,7 +50,7 @@ namespace {
 
 constexpr long kCacheBytes = 512 * 1024;
 constexpr long kFetchBytes = 320 * 1024;
-constexpr long kRowBytes = 448 * 1024;
+constexpr long kRowBytes = 448 * 1024, kLeastRows = 192;
 constexpr long kTaskBytes = 128 * 1024;
 constexpr long kSmallBytes = 64 * 1024;  // weights below this are not worth a second thread for a few rows
 constexpr long kActivationBytes = 16 << 20;
@@ -144,33 +154,50 @@ static void multiply_group(const LinearCall& call, const typename W::X* x, long 
   }
 }
 
-template <class W>
-static void multiply_rows(const LinearCall& call, const typename W::X* x, long x_stride, long first_row, long rows) {
+// How the work of a call is cut up.
+struct Split {
+  int unit, tile_width, width;  // panels: stored together, of a micro-kernel call, of a group
+  long groups, group_bytes;
+  long row_pieces;  // of the rows
+  long per_task;    // groups of a task
+};
+
+INLINE Split split_work(const LinearCall& call, long rows, long row_bytes) {
   const Packed& weight = *call.weight;
   const long threads = thread_count();
   const bool few = rows <= kFewRows && weight.panels >= 8 * kFewPanels * threads;  // enough groups for all threads
-  const int unit = call.gate == Gate::kNone ? 1 : 2;  // panels that are stored together
-  const int tile_width = few ? kFewPanels : kPanels, width = few ? kFewPanels : unit * kPanels;
-  const long groups = ceil_div(weight.panels, width), group_bytes = max(1, width * weight.panel_bytes);
-  const long row_bytes = x_stride * long(sizeof(*x));
-  const long row_pieces = max(1, min(rows / kSplitRows, max(ceil_div(16 * threads, groups), min(rows / 192, rows * row_bytes / kRowBytes))));
-  long per_task =
-      row_pieces > 1 || rows > 4 * kRows ? 1 : max(1, min(kTaskBytes / group_bytes, groups / (8 * threads)));
-  if (groups * group_bytes * ceil_div(rows, 4) < kSmallBytes) per_task = groups;
-  const long group_tasks = ceil_div(groups, per_task);
-  parallel(group_tasks * row_pieces, [&](long task, int) {
-    const long piece = task / group_tasks, first = task % group_tasks * per_task;
-    const long begin = first_row + rows * piece / row_pieces, end = first_row + rows * (piece + 1) / row_pieces;
-    const long last = min(first + per_task, groups);
+  Split s;
+  s.unit = call.gate == Gate::kNone ? 1 : 2;
+  s.tile_width = few ? kFewPanels : kPanels;
+  s.width = few ? kFewPanels : s.unit * kPanels;
+  s.groups = ceil_div(weight.panels, s.width);
+  s.group_bytes = max(1, s.width * weight.panel_bytes);
+  const long for_cache = min(rows / kLeastRows, rows * row_bytes / kRowBytes);
+  s.row_pieces = max(1, min(rows / kSplitRows, max(ceil_div(16 * threads, s.groups), for_cache)));
+  const bool many = s.row_pieces > 1 || rows > 4 * kRows;
+  s.per_task = many ? 1 : max(1, min(kTaskBytes / s.group_bytes, s.groups / (8 * threads)));
+  if (s.groups * s.group_bytes * ceil_div(rows, 4) < kSmallBytes) s.per_task = s.groups;
+  return s;
+}
+
+template <class W>
+static void multiply_rows(const LinearCall& call, const typename W::X* x, long x_stride, long first_row, long rows) {
+  const Packed& weight = *call.weight;
+  const Split s = split_work(call, rows, x_stride * long(sizeof(*x)));
+  const long tasks = ceil_div(s.groups, s.per_task), to_next_task = 1 + (thread_count() - 1) * s.per_task;
+  parallel(tasks * s.row_pieces, [&](long task, int) {
+    const long piece = task / tasks, first = task % tasks * s.per_task, last = min(first + s.per_task, s.groups);
+    const long begin = first_row + rows * piece / s.row_pieces, end = first_row + rows * (piece + 1) / s.row_pieces;
     for (long group = first; group < last; ++group) {
-      long panel = group * width, left = min(width, weight.panels - panel);
-      const long next = group + (group + 1 < last ? 1 : 1 + (threads - 1) * per_task);
-      const bool fetch = next < groups && group_bytes <= kFetchBytes;
-      const char* ahead = fetch ? static_cast<const char*>(weight.data) + next * group_bytes : nullptr;
-      if (left == width) multiply_group<W>(call, x, x_stride, first_row, panel, width, tile_width, begin, end, ahead);
+      long panel = group * s.width, left = min(s.width, weight.panels - panel);
+      const long next = group + (group + 1 < last ? 1 : to_next_task);  // the other threads take the tasks between
+      const bool fetch = next < s.groups && s.group_bytes <= kFetchBytes;
+      const char* ahead = fetch ? static_cast<const char*>(weight.data) + next * s.group_bytes : nullptr;
+      if (left == s.width)
+        multiply_group<W>(call, x, x_stride, first_row, panel, s.width, s.tile_width, begin, end, ahead);
       else
-        for (; left > 0; left -= unit, panel += unit)
-          multiply_group<W>(call, x, x_stride, first_row, panel, unit, 1, begin, end, nullptr);
+        for (; left > 0; left -= s.unit, panel += s.unit)
+          multiply_group<W>(call, x, x_stride, first_row, panel, s.unit, 1, begin, end, nullptr);
     }
   });
 }

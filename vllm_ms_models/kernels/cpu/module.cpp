@@ -122,7 +122,7 @@ PyObject* new_weight(PyObject*, PyObject* const* objects, Py_ssize_t count) {
   const bool pairs = weight->dtype == kBfloat16;
   const long steps = pairs ? (weight->in_features + 1) / 2 : weight->in_features;
   weight->panel_bytes = steps * 16 * (pairs ? 4 : dtype_size(weight->dtype));
-  if (weight->parts == 2 && PyObject_RichCompareBool(PyTuple_GET_ITEM(sizes, 0), PyTuple_GET_ITEM(sizes, 1), Py_EQ) == 1)
+  if (weight->parts == 2 && PyLong_AsLong(PyTuple_GET_ITEM(sizes, 0)) == PyLong_AsLong(PyTuple_GET_ITEM(sizes, 1)))
     weight->panel_step = 2;
   for (int i = 0; i < weight->parts; ++i) {
     weight->size[i] = PyLong_AsLong(PyTuple_GET_ITEM(sizes, i));
@@ -326,9 +326,10 @@ PyObject* limit_recycling(PyObject*, PyObject* number) { return set_number(set_r
 #define FAST(name, function) \
   {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, nullptr}
 PyMethodDef kKernels[] = {
-    FAST("load_rows", bind<load_rows>), FAST("embedding", embedding),     FAST("linear", linear),
-    FAST("linear_split", linear_split), FAST("linear_gated", linear_gated), FAST("rms_norm", rms_norm),       FAST("gate_and_mul", gate_and_mul),
-    FAST("rotary", bind<rotary>),       FAST("write_kv", bind<write_kv>), FAST("attention", attention),
+    FAST("load_rows", bind<load_rows>), FAST("embedding", embedding), FAST("linear", linear),
+    FAST("linear_split", linear_split), FAST("linear_gated", linear_gated), FAST("rms_norm", rms_norm),
+    FAST("gate_and_mul", gate_and_mul), FAST("rotary", bind<rotary>), FAST("write_kv", bind<write_kv>),
+    FAST("attention", attention), {nullptr, nullptr, 0, nullptr},
 };
 
 // kernels(name) -> module of the kernels for an instruction set
