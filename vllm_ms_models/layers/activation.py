@@ -15,6 +15,5 @@ def gated_activation(name: str) -> str:
         return _ACTIVATIONS[name]
     *most, last = _ACTIVATIONS
     raise ValueError(
-        f"Activation {name!r} (hidden_act in config.json) is not supported; "
-        f"supported are {', '.join(most)} and {last}."
+        f"Activation {name!r} (hidden_act in config.json) is not supported; supported are {', '.join(most)} and {last}."
     )

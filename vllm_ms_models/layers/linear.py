@@ -99,7 +99,7 @@ class GatedColumnParallelLinear(MergedColumnParallelLinear):
         super().__init__(names, in_features, (size, size), context, bias)
         self.activation = gated_activation(hidden_act)
 
-    def construct(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def construct(self, x: Tensor) -> Tensor:
         return self.scheme.multiply_gated(x, self.activation)
 
 
