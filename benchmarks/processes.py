@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import time
@@ -14,6 +15,7 @@ from typing import IO, Any, Self
 import psutil
 
 _PR_SET_PDEATHSIG = 1
+_CAUSE = re.compile(r"^(\([^)]*\) )?(ERROR .*\] )?(\w+\.)*\w*(Error|Exception): |Segfault|Segmentation fault|Aborted")
 
 
 def _die_with_parent() -> None:
@@ -25,6 +27,7 @@ class Group:
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path, pipes: bool = False) -> None:
         self.log = log
+        self.log_start = log.stat().st_size if log.exists() else 0
         self.spawned = time.time()
         with log.open("ab") as output:
             self.process: subprocess.Popen[str] = subprocess.Popen(
@@ -83,9 +86,13 @@ class Group:
                 with contextlib.suppress(OSError):
                     pipe.close()
 
-    def last_words(self, lines: int = 1) -> str:
-        """The end of what it printed."""
-        return " / ".join(self.log.read_text(errors="replace").strip().splitlines()[-lines:])
+    def last_words(self) -> str:
+        """The first exception or crash in what it printed, which is the cause of all others; else the last line."""
+        with self.log.open(errors="replace") as opened:
+            opened.seek(self.log_start)
+            lines = opened.read().strip().splitlines() or ["it printed nothing"]
+        causes = [line for line in lines if _CAUSE.search(line)]
+        return (causes or lines[-1:])[0].strip() + f" (log: {self.log.name})"
 
     def tree(self) -> list[psutil.Process]:
         """The process and all its descendants that are alive."""
