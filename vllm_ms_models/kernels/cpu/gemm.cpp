@@ -18,15 +18,16 @@
 //         accumulate over K in registers      -> float32 buffer in L1
 //         add bias, (activate, multiply,) round, store
 //
-// One row of weights is read from memory once per task, whatever the number of rows. If P panels exceed kCacheBytes
-// (K > 5000 for bf16), K is cut into blocks, and kRowBlocks micro-kernel heights of rows keep their float32 sums in a
-// buffer between them. Numbers: the bf16 micro-kernel does 24 dot products per 3 x 64 bytes of weights, so it needs 8
+// One row of weights is read from memory once per task, whatever the number of rows. If a group exceeds kCacheBytes
+// (K > 3400 for bf16), K is cut into blocks, and the float32 sums of kRowBlocks micro-kernel heights of rows are kept
+// in a buffer between them. Numbers: the bf16 micro-kernel does 24 dot products per 3 x 64 bytes of weights, so it needs 8
 // bytes per cycle from L2 (which gives 32), and 1/16 line per row and step of x.
 //
 // Reading ahead. With 8 to 64 rows memory and multipliers take about as long as each other (a core multiplies 12 rows
-// in the time it takes to read one line), so the next group's lines are requested evenly over this group's steps, where
-// two groups fit L2 (kFetchBytes): 16 rows gain 15%, 32 rows 8%, 128 rows 2%. With one or two rows the micro-kernel
-// requests its own lines a little ahead.
+// in the time it takes to read one line), so the micro-kernel requests the lines of the next block, or of the group
+// that this thread will take next, spread evenly over its calls: two blocks fit L2. 16 rows gain 10 to 15%, 32 rows 6
+// to 8%, 128 rows 2%. Up to 8 rows a group larger than kCacheBytes is used once and requested kAheadBytes ahead instead; one
+// or two rows always read so.
 //
 // gate|up. `linear_gated` never stores gate and up: a group holds pairs of their panels, and the float32 sums are
 // activated, multiplied and rounded once on their way out. Against two stored matrices and a pass over them this saves
@@ -48,8 +49,7 @@ namespace ISA_NS {
 VLLM_MS_DECLARE_KERNELS
 namespace {
 
-constexpr long kCacheBytes = 512 * 1024;
-constexpr long kFetchBytes = 320 * 1024;
+constexpr long kCacheBytes = 320 * 1024, kAheadBytes = 1024;
 constexpr long kRowBytes = 448 * 1024, kLeastRows = 192;
 constexpr long kTaskBytes = 128 * 1024;
 constexpr long kSmallBytes = 64 * 1024;  // weights below this are not worth a second thread for a few rows
@@ -125,31 +125,34 @@ static void store_group(const LinearCall& call, long panel, long panels, float* 
 }
 
 // `panels` (<= kMaxPanels) panels, `width` at a time, for rows [begin, end). `x` is row `x_row` of the activations;
-// `next` the panels that this thread will want next, if they should be requested meanwhile.
+// `next` the panels that this thread will want next, or null.
 template <class W>
 static void multiply_group(const LinearCall& call, const typename W::X* x, long x_stride, long x_row, long panel,
                            int panels, int width, long begin, long end, const char* next) {
   const Packed& weight = *call.weight;
   const long steps = ceil_div(weight.in_features, W::kDepth), height = tile_rows(end - begin);
-  const bool blocked = panels * weight.panel_bytes > kCacheBytes && end - begin > 2 * kRows;
-  const long block_steps = blocked ? kCacheBytes / (panels * W::kStepBytes) : max(1, steps);
-  const long block_rows = blocked ? height * kRowBlocks : height;
+  const long bytes = panels * weight.panel_bytes, wide = panels / width;  // micro-kernel calls side by side
+  const bool reused = (end - begin > height) || wide > 1;
+  const long blocks = reused ? max(1, ceil_div(bytes, kCacheBytes)) : 1;
+  const long block_steps = max(1, ceil_div(steps, blocks)), block_rows = height * kRowBlocks;
   const char* data = static_cast<const char*>(weight.data) + panel * weight.panel_bytes;
+  if (!reused && bytes > kCacheBytes) next = data + kAheadBytes;
   alignas(64) float sums[kRows * kRowBlocks * kMaxPanels * 16];
-  const long stride = panels * 16, tiles = ceil_div(end - begin, height) * (panels / width);
-  const long lines = ceil_div(panels * weight.panel_bytes, 64);
-  const int per_step = blocked || !next ? 0 : int(ceil_div(lines, max(1, tiles * steps)));
-  long fetched = 0;
+  const long stride = panels * 16;
   for (long row = begin; row < end; row += block_rows) {
-    const long rows = min(block_rows, end - row);
-    for (long step = 0; step < max(steps, 1); step += block_steps)
-      for (long r = 0; r < rows; r += height)
-        for (int p = 0; p < panels; p += width, fetched += per_step * steps)
-          find_tile<W>(int(min(height, rows - r)), width)(
-              x + (row - x_row + r) * x_stride + step * W::kSubsteps, x_stride,
-              data + p * weight.panel_bytes + step * W::kStepBytes, W::kStepBytes, weight.panel_bytes,
-              min(block_steps, steps - step), sums + r * stride + p * 16, stride, step > 0,
-              {next + fetched * 64, fetched < lines ? per_step : 0});
+    const long rows = min(block_rows, end - row), tiles = ceil_div(rows, height) * wide;
+    for (long step = 0; step < max(steps, 1); step += block_steps) {
+      const char* after = step + block_steps < steps ? data + (step + block_steps) * W::kStepBytes : next;
+      for (long tile = 0; tile < tiles; ++tile) {
+        const long r = tile / wide * height, p = tile % wide * width;
+        const long fetched = tile * panels / tiles, fetch = (tile + 1) * panels / tiles - fetched;
+        find_tile<W>(int(min(height, rows - r)), width)(
+            x + (row - x_row + r) * x_stride + step * W::kSubsteps, x_stride,
+            data + p * weight.panel_bytes + step * W::kStepBytes, W::kStepBytes, weight.panel_bytes,
+            min(block_steps, steps - step), sums + r * stride + p * 16, stride, step > 0,
+            {after + fetched * weight.panel_bytes, after ? int(fetch) : 0});
+      }
+    }
     store_group(call, panel, panels, sums, stride, row, rows);
   }
 }
@@ -191,8 +194,7 @@ static void multiply_rows(const LinearCall& call, const typename W::X* x, long x
     for (long group = first; group < last; ++group) {
       long panel = group * s.width, left = min(s.width, weight.panels - panel);
       const long next = group + (group + 1 < last ? 1 : to_next_task);  // the other threads take the tasks between
-      const bool fetch = next < s.groups && s.group_bytes <= kFetchBytes;
-      const char* ahead = fetch ? static_cast<const char*>(weight.data) + next * s.group_bytes : nullptr;
+      const char* ahead = next < s.groups ? static_cast<const char*>(weight.data) + next * s.group_bytes : nullptr;
       if (left == s.width)
         multiply_group<W>(call, x, x_stride, first_row, panel, s.width, s.tile_width, begin, end, ahead);
       else

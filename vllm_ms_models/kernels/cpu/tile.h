@@ -79,10 +79,10 @@ INLINE vf multiply_add(vf acc, uint32_t x, vu w) {
 #endif
 INLINE vf multiply_add(vf acc, float x, vf w) { return acc + x * w; }
 
-// Memory that will be needed soon: `lines` cache lines of it are requested at every step.
+// Weights that will be needed soon: at every step the next line of each of `panels` panels is requested.
 struct Ahead {
   const char* at;
-  int lines;
+  int panels;
 };
 
 // out[r][16 p + i] (+)= sum over steps of x[r][step] * w[p][step][i]; strides of x and out in elements, of w in bytes.
@@ -100,7 +100,8 @@ static void tile(const typename W::X* x, long x_stride, const char* w, long w_st
     if (R <= kFewRows) UNROLL
       for (int p = 0; p < P; ++p) __builtin_prefetch(w + p * w_panel + kPrefetchBytes);
     else
-      for (int i = 0; i < ahead.lines; ++i, ahead.at += 64) __builtin_prefetch(ahead.at, 0, 2);
+      for (int p = 0; p < ahead.panels; ++p) __builtin_prefetch(ahead.at + p * w_panel, 0, 2);
+    ahead.at += W::kStepBytes;
     UNROLL for (int s = 0; s < W::kSubsteps; ++s) {
       decltype(W::widen(raw[0], 0)) wide[kVectors];
       UNROLL for (int v = 0; v < kVectors; ++v)
