@@ -10,9 +10,11 @@ from vllm.v1.attention.backend import (
     AttentionImplBase,
     AttentionMetadataBuilder,
     CommonAttentionMetadata,
+    MultipleOf,
 )
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheLayout, KVCacheSpec, SlidingWindowSpec
 
+from vllm_ms_models.bridge.refusals import BLOCK_MULTIPLE
 from vllm_ms_models.bridge.tensors import to_mindspore
 from vllm_ms_models.kernels import PagedSequences
 from vllm_ms_models.layers.attention import Attention
@@ -59,6 +61,10 @@ class MindSporeAttentionBackend(AttentionBackend):
     @staticmethod
     def get_builder_cls() -> type[MetadataBuilder]:
         return MetadataBuilder
+
+    @staticmethod
+    def get_supported_kernel_block_sizes(kv_cache_spec: KVCacheSpec | None = None) -> list[int | MultipleOf]:
+        return [MultipleOf(BLOCK_MULTIPLE)]
 
     @classmethod
     def supports_sliding_window(cls) -> bool:

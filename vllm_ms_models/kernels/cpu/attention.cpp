@@ -28,123 +28,188 @@
 // cores busy.
 
 #include "attention_plan.h"
+#include "attention_softmax.h"
 
 namespace vllm_ms {
 namespace ISA_NS {
 VLLM_MS_DECLARE_KERNELS
 namespace {
 
-constexpr float kNegative = -__builtin_inff();
+constexpr long kAhead = 8;  // groups of positions requested from memory before they are multiplied
 
-// How scores become exponents of two: the running maximum is kept in these units, so that a probability is
-// 2^(score * factor - maximum), one multiply-add and `power_of_two`.
-struct Softmax {
-  float scale, cap;  // cap 0: none
-  bool transform;    // scores are scaled and capped in a pass of their own, `factor` is log2(e)
-  float factor;      // scale * log2(e) otherwise
+// out[rows][16 panels] (+)= x * w for the rows of one micro-kernel call.
+template <class W>
+static void multiply(const typename W::X* x, long x_stride, const char* w, long w_step, long w_panel, long steps,
+                     float* out, long out_stride, bool accumulate, int rows, long panels) {
+  for (long p = 0; p < panels;) {
+    const long left = panels - p;
+    int width = 1;
+    Tile<W> tile = nullptr;
+    if (kPanels >= 3 && left >= 3 && left != 4) tile = TileOf<W, kPanels, kRows>::get(rows), width = kPanels;
+    else if (kPanels >= 2 && left >= 2) tile = TileOf<W, (kPanels >= 2 ? 2 : 1), kRows>::get(rows), width = 2;
+    else tile = TileOf<W, 1, kRows>::get(rows);
+    tile(x, x_stride, w + p * w_panel, w_step, w_panel, steps, out + p * 16, out_stride, accumulate);
+    p += width;
+  }
+}
+
+// Divides a row of sums by l.
+template <class T>
+static void write_row(T* to, const float* sums, float l, long head_size) {
+  const float scale = l > 0 ? 1.0f / l : l == 0 ? 0.0f : l;
+  long d = 0;
+  for (; d + VW <= head_size; d += VW) store(to + d, load(sums + d) * scale);
+  if (d < head_size) store_some(to + d, load(sums + d) * scale, head_size - d);
+}
+
+// An item at work.
+template <class T>
+struct Work {
+  typedef typename Forms<T>::Direct Direct;
+  typedef typename Forms<T>::Copied Copied;
+  typedef typename Direct::X X;
+
+  const AttentionCall& call;
+  const Geometry& g;
+  const Item& item;
+  const Item* next;  // what this thread does then, or null
+  Softmax softmax;
+  Buffers b;
+  long rows, first_row, first_position, query_stride;
+  Source source, next_source;
+
+  Source source_of(const Item& of) const {
+    return {call.block_tables + of.sequence * call.table_stride,
+            static_cast<const char*>(call.cache) + of.kv_head * g.layout.head, call.seq_lens[of.sequence]};
+  }
+
+  T* row_of(T* tensor, long r) const {
+    return tensor + ((first_row + r / g.group) * call.heads + item.kv_head * g.group + r % g.group) * call.head_size;
+  }
+
+  // Requests the keys (`values`: the values) of the group at `position`; beyond the item's end keys of the next item.
+  void request_group(long position, bool values) const {
+    const Source* from = &source;
+    if (position >= item.end) {
+      if (!next || values) return;
+      position += next->begin / kGroup * kGroup - ceil_div(item.end, kGroup) * kGroup;
+      if (position >= next->end) return;
+      from = &next_source;
+    }
+    request(Source::find(g.layout, *from, position) + (values ? g.layout.half : 0), g.layout.group);
+  }
+
+  bool begin() {
+    const long depth = ceil_div(call.head_size, Direct::kDepth) * Direct::kSubsteps;
+    rows = item.tokens * g.group;
+    query_stride = depth;
+    if (!take_buffers(g, rows, b)) return false;
+    const long start = call.query_start[item.sequence], end = call.query_start[item.sequence + 1];
+    first_row = start + item.first_token;
+    first_position = call.seq_lens[item.sequence] - (end - start) + item.first_token;
+    softmax = softmax_of(call);
+    source = source_of(item);
+    if (next) next_source = source_of(*next);
+    T* query = static_cast<T*>(const_cast<void*>(call.query));
+    for (long r = 0; r < rows; ++r)
+      copy_query(row_of(query, r), reinterpret_cast<X*>(b.query) + r * depth, call.head_size, depth);
+    memset(b.out, 0, size_t(rows * g.padded) * 4);
+    for (long r = 0; r < rows; ++r) b.m[r] = kNegative, b.l[r] = 0;
+    return true;
+  }
+
+  // Scores of `count` rows from r on, against the first `groups` groups of a tile.
+  void score(const Run* runs, long key, long r, int count, long groups, bool fetch) const {
+    const X* query = reinterpret_cast<const X*>(b.query) + r * query_stride;
+    const long step = 64;
+    for (long at = 0; at < groups; at += runs->groups, ++runs) {
+      const long width = min(runs->groups, groups - at);
+      if (fetch)
+        for (long i = at; i < at + width; ++i)
+          if (i + kAhead < groups) request_group(key + (i + kAhead) * kGroup, false);
+          else request_group(key + (i + kAhead - groups) * kGroup, true);
+      if (runs->direct)
+        multiply<Direct>(query, query_stride, runs->keys, Direct::kStepBytes, g.layout.group,
+                         ceil_div(call.head_size, Direct::kDepth), b.scores + at * kGroup, kKeys, false, count, width);
+      else
+        multiply<Copied>(query, query_stride, runs->keys, step, ceil_div(call.head_size, Copied::kDepth) * step,
+                         ceil_div(call.head_size, Copied::kDepth), b.scores + at * kGroup, kKeys, false, count, width);
+    }
+  }
+
+  // Adds the values of the first `groups` groups, weighted by what the scores have become.
+  void weigh(const Run* runs, long key, long r, int count, long groups, bool fetch) const {
+    const X* shares = reinterpret_cast<const X*>(b.scores);
+    float* out = b.out + r * g.padded;
+    const long panels = g.padded / 16;
+    for (long at = 0; at < groups; at += runs->groups, ++runs) {
+      const long width = min(runs->groups, groups - at) * kGroup;
+      if (fetch)
+        for (long i = at; i < at + runs->groups; ++i)
+          if (i + kAhead < groups) request_group(key + (i + kAhead) * kGroup, true);
+          else request_group(key + (i + kAhead) * kGroup, false);
+      if (runs->direct)
+        multiply<Direct>(shares + at * kGroup * Direct::kSubsteps / Direct::kDepth, kKeys, runs->values,
+                         call.head_size * Direct::kStepBytes / 16, Direct::kStepBytes, width / Direct::kDepth, out,
+                         g.padded, true, count, panels);
+      else
+        multiply<Copied>(shares + at * kGroup * Copied::kSubsteps / Copied::kDepth, kKeys, runs->values, g.padded * 4,
+                         64, width / Copied::kDepth, out, g.padded, true, count, panels);
+    }
+  }
+
+  // Rows [r, r + count) against a tile.
+  void block(const Run* runs, long key, long end, long r, int count, bool fetch) const {
+    const long last = first_position + (r + count - 1) / g.group;
+    if (call.causal) end = min(end, last + 1);
+    if (end <= key) return;
+    const long groups = ceil_div(end - key, kGroup), width = groups * kGroup;
+    score(runs, key, r, count, groups, fetch);
+    for (long i = r; i < r + count; ++i) {
+      const long position = first_position + i / g.group;
+      const long high = (call.causal ? min(end, position + 1) : end) - key;
+      const long low = (call.window ? max(0, position - call.window + 1) : 0) - key;
+      const float factor =
+          soften_row<X>(b.scores + (i - r) * kKeys, low, high, width, softmax, b.m[i], b.l[i]);
+      if (factor == 1.0f) continue;
+      float* out = b.out + i * g.padded;
+      for (long d = 0; d < g.padded; d += VW) store(out + d, load(out + d) * factor);
+    }
+    weigh(runs, key, r, count, groups, fetch);
+  }
+
+  void attend() const {
+    const bool direct = g.direct && rows <= kDirectRows;
+    const long height = tile_rows(rows), begin = item.begin / kGroup * kGroup;
+    for (long key = begin; key < item.end; key += kKeys) {
+      const long end = min(key + kKeys, item.end);
+      Run runs[kMaxRuns];
+      find_runs<T>(g, source, key, end, direct, b, runs);
+      for (long r = 0; r < rows; r += height) block(runs, key, end, r, int(min(height, rows - r)), direct && r == 0);
+    }
+  }
+
+  void finish() const {
+    for (long r = 0; r < rows; ++r) {
+      const float* sums = b.out + r * g.padded;
+      if (item.partial) {
+        float* to = item.partial + r * (g.padded + 2);
+        memcpy(to, sums, size_t(g.padded) * 4);
+        to[g.padded] = b.m[r];
+        to[g.padded + 1] = b.l[r];
+      } else {
+        write_row(row_of(static_cast<T*>(call.out), r), sums, b.l[r], call.head_size);
+      }
+    }
+  }
 };
 
-INLINE Softmax softmax_of(const AttentionCall& call) {
-  constexpr float kLog2E = 1.44269504f;
-  const bool transform = call.soft_cap > 0 || !(call.scale > 0);
-  return {float(call.scale), float(call.soft_cap), transform,
-          transform ? kLog2E : float(call.scale * 1.4426950408889634)};
-}
-
-// Largest visible score of a row; scores outside of [low, high) become -inf.
-static float top_score(float* scores, long low, long high, long width, const Softmax& softmax) {
-  vf top = splat(kNegative);
-  const bool partial = low > 0 || high < width;
-  for (long i = 0; i < width; i += VW) {
-    vf s = load(scores + i);
-    if (softmax.transform) {
-      s *= softmax.scale;
-      if (softmax.cap > 0) s = softmax.cap * hyperbolic_tangent(s / softmax.cap);
-    }
-    if (partial) {
-      vi at = kLanes + int(i);
-      s = select((at >= int(low)) & (at < int(high)), s, splat(kNegative));
-    }
-    top = vmax(s, top);
-    if (partial || softmax.transform) store(scores + i, s);
-  }
-  return largest(top);
-}
-
-// Turns one row of scores, visible in [low, high), into probabilities relative to the running maximum m; l is their
-// sum. Returns the factor by which everything summed so far has to be multiplied.
-static float soften(float* scores, long low, long high, long width, const Softmax& softmax, float& m, float& l) {
-  if (low >= high) {
-    memset(scores, 0, size_t(width) * sizeof(float));
-    return 1.0f;
-  }
-  float next = top_score(scores, low, high, width, softmax) * softmax.factor;
-  next = next > m ? next : m;
-  if (next == kNegative) next = 0;  // all visible scores are NaN or -inf
-  const bool partial = low > 0 || high < width;
-  vf total = {};
-  for (long i = 0; i < width; i += VW) {
-    vf s = load(scores + i), p = power_of_two(s * softmax.factor - next);
-    if (partial) p = select(s == splat(kNegative), vf{}, p);
-    total += p;
-    store(scores + i, p);
-  }
-  const float shrink = m == next ? 1.0f : power_of_two(splat(m - next))[0];
-  l = l * shrink + sum(total);
-  m = next;
-  return shrink;
-}
-
-template <class T, class S>
-static const char* run_item(const AttentionCall& call, const Geometry& g, const Item& item) {
-  const long rows = item.tokens * g.group, depth = S::depth(g.head_size);
-  Buffers b;
-  if (!take_buffers(g, rows, b)) return fail("Out of memory for the attention of %ld rows.", rows);
-  const long first_row = call.query_start[item.sequence] + item.first_token;
-  const long length = call.seq_lens[item.sequence];
-  const long first_position =
-      length - (call.query_start[item.sequence + 1] - call.query_start[item.sequence]) + item.first_token;
-  const long head = item.kv_head * g.group;
-  const Softmax softmax = softmax_of(call);
-  for (long r = 0; r < rows; ++r)
-    copy_query<T, S>(
-        static_cast<const T*>(call.query) + ((first_row + r / g.group) * call.heads + head + r % g.group) * g.head_size,
-        reinterpret_cast<int32_t*>(b.query) + r * depth, g.head_size);
-  memset(b.out, 0, size_t(rows * g.padded) * 4);
-  for (long r = 0; r < rows; ++r) b.m[r] = kNegative, b.l[r] = 0;
-
-  for (long key = item.begin; key < item.end; key += kKeys) {
-    const long count = min(kKeys, item.end - key), width = ceil_div(count, 16) * 16;
-    load_tile<T, S>(call, g, item.sequence, item.kv_head, key, count, item.end, b);
-    multiply_block<typename S::W>(reinterpret_cast<const typename S::W::X*>(b.query), depth, b.keys, 64, depth * 64,
-                                  depth, b.scores, kKeys, false, rows, width / 16);
-    for (long r = 0; r < rows; ++r) {
-      const long position = first_position + r / g.group;
-      const long high = min(call.causal ? position + 1 : length, key + count) - key;
-      const long low = max(call.window ? position - call.window + 1 : 0, key) - key;
-      const float factor = soften(b.scores + r * kKeys, low, high, width, softmax, b.m[r], b.l[r]);
-      if (factor == 1.0f) continue;
-      for (long d = 0; d < g.padded; d += VW) store(b.out + r * g.padded + d, load(b.out + r * g.padded + d) * factor);
-    }
-    multiply_block<Float>(b.scores, kKeys, reinterpret_cast<const char*>(b.values), g.padded * 4, 64, count, b.out,
-                          g.padded, true, rows, g.padded / 16);
-  }
-
-  for (long r = 0; r < rows; ++r) {
-    const float* sums = b.out + r * g.padded;
-    if (item.partial) {
-      float* to = item.partial + r * (g.padded + 2);
-      memcpy(to, sums, size_t(g.padded) * 4);
-      to[g.padded] = b.m[r];
-      to[g.padded + 1] = b.l[r];
-      continue;
-    }
-    T* to = static_cast<T*>(call.out) + ((first_row + r / g.group) * call.heads + head + r % g.group) * g.head_size;
-    const float scale = b.l[r] > 0 ? 1.0f / b.l[r] : b.l[r] == 0 ? 0.0f : b.l[r];
-    long d = 0;
-    for (; d + VW <= g.head_size; d += VW) store(to + d, load(sums + d) * scale);
-    if (d < g.head_size) store_some(to + d, load(sums + d) * scale, g.head_size - d);
-  }
+template <class T>
+static const char* run_item(const AttentionCall& call, const Geometry& g, const Item& item, const Item* next) {
+  Work<T> work = {call, g, item, next, {}, {}, 0, 0, 0, 0, {}, {}};
+  if (!work.begin()) return fail("Out of memory for the attention of %ld rows.", work.rows);
+  work.attend();
+  work.finish();
   return nullptr;
 }
 
@@ -162,17 +227,13 @@ static void merge(const AttentionCall& call, const Geometry& g, const Item& item
     float* sums = item.partial + r * stride;  // merged in place, into the first piece
     for (long i = 0; i < item.pieces; ++i) {
       const float* part = item.partial + (i * rows + r) * stride;
-      float factor = power_of_two(splat(part[g.padded] - top))[0];
-      if (part[g.padded] == kNegative) factor = 0;
+      const float factor = power_of_two(splat(part[g.padded] - top))[0];
       total += part[g.padded + 1] * factor;
       for (long d = 0; d < g.padded; d += VW) store(sums + d, load(part + d) * factor + (i ? load(sums + d) : vf{}));
     }
     const long token = call.query_start[item.sequence] + item.first_token + r / g.group;
-    T* to = static_cast<T*>(call.out) + (token * call.heads + item.kv_head * g.group + r % g.group) * g.head_size;
-    const float scale = total > 0 ? 1.0f / total : total == 0 ? 0.0f : total;
-    long d = 0;
-    for (; d + VW <= g.head_size; d += VW) store(to + d, load(sums + d) * scale);
-    if (d < g.head_size) store_some(to + d, load(sums + d) * scale, g.head_size - d);
+    T* to = static_cast<T*>(call.out) + (token * call.heads + item.kv_head * g.group + r % g.group) * call.head_size;
+    write_row(to, sums, total, call.head_size);
   }
 }
 
@@ -197,15 +258,13 @@ static const char* check(const AttentionCall& call) {
   return nullptr;
 }
 
-template <class T, class S>
+template <class T>
 static const char* run(const AttentionCall& call) {
   Geometry g;
+  g.layout = layout_of(call.block_size, call.head_size, call.kv_heads, sizeof(T));
   g.group = call.heads / call.kv_heads;
-  g.head_size = call.head_size;
   g.padded = ceil_div(call.head_size, 16) * 16;
-  g.row_bytes = call.head_size * long(sizeof(T));
-  g.half_bytes = call.kv_heads * call.block_size * g.row_bytes;
-  g.block_bytes = 2 * g.half_bytes;
+  g.direct = call.head_size % 16 == 0;
 
   Plan plan = {};
   plan_items(call, g, plan);
@@ -221,11 +280,11 @@ static const char* run(const AttentionCall& call) {
 
   const char* error = nullptr;
   auto one = [&](long i, int) {
-    if (const char* message = run_item<T, S>(call, g, plan.items[i]))
+    if (const char* message = run_item<T>(call, g, plan.items[i], nullptr))
       __atomic_store_n(&error, message, __ATOMIC_RELAXED);
   };
   constexpr long kSmall = 64 * 1024;  // below ~3 us of work a second thread does not pay
-  if (plan.cost * g.head_size < kSmall)
+  if (plan.cost * call.head_size < kSmall)
     for (long i = 0; i < plan.count; ++i) one(i, 0);
   else parallel(plan.count, one);
   if (error) return fail("Out of memory for attention.");
@@ -243,15 +302,11 @@ const char* attention(const AttentionCall& call) {
   if (call.tokens == 0 || call.sequences == 0) return nullptr;
   switch (call.dtype) {
     case kFloat32:
-      return run<float, FloatScores<float>>(call);
+      return run<float>(call);
     case kFloat16:
-      return run<F16, FloatScores<F16>>(call);
+      return run<F16>(call);
     default:
-#if defined(__AVX512BF16__)
-      return run<Bf16, DotScores>(call);
-#else
-      return run<Bf16, FloatScores<Bf16>>(call);
-#endif
+      return run<Bf16>(call);
   }
 }
 

@@ -28,6 +28,11 @@ INLINE long pieces_of(const Plan& plan, long keys, long rows) {
   return max(1, min(ceil_div(keys * (rows + 8), plan.target), keys / kSplitKeys));
 }
 
+// Where piece i begins: at a group of positions.
+INLINE long cut(long begin, long keys, long i, long pieces) {
+  return (begin + keys * i / pieces) / kGroup * kGroup;
+}
+
 // Visits every item: counts them and sums their costs, and fills `plan.items` if it is set.
 static void plan_items(const AttentionCall& call, const Geometry& g, Plan& plan) {
   const long tile = max(1, kTileRows / g.group);
@@ -47,8 +52,8 @@ static void plan_items(const AttentionCall& call, const Geometry& g, Plan& plan)
                                         h,
                                         first,
                                         tokens,
-                                        begin + keys * i / pieces,
-                                        begin + keys * (i + 1) / pieces,
+                                        i ? cut(begin, keys, i, pieces) : begin,
+                                        i + 1 < pieces ? cut(begin, keys, i + 1, pieces) : end,
                                         i,
                                         pieces,
                                         floats ? plan.partials + plan.partial_floats + i * floats : nullptr};
