@@ -1,31 +1,41 @@
 // Attention over the paged KV cache with an online softmax, for any mix of prefill and decode.
 //
-// Layout. One layer's cache is [num_blocks][2][kv_heads][block_size][head_size]: the keys of one head in one block are
-// contiguous, then its values come kv_heads * block_size * head_size later.
+// The cache holds keys and values ready to be multiplied (kv_cache.cpp): keys in panels of 16 positions, values of
+// bfloat16 in pairs of positions. So both products are the micro-kernel of tile.h, and a decode step, which multiplies
+// each byte only a few times, reads the cache once, as it is.
 //
-// Tiles. A work item is one KV head of one sequence, up to kTileRows rows and a range of key positions. Its rows are
-// all query heads that share the KV head (the GQA group) times as many consecutive tokens as fit, so that a key
-// converted once serves them all. For kKeys positions at a time it
+// Tiles. A work item is one KV head of one sequence, up to 64 or 128 rows and a range of key positions. Its rows are
+// all query heads that share the KV head (the GQA group) times as many consecutive tokens as fit. It visits kKeys
+// positions at a time, and for each micro-kernel's worth of rows (kRows, 8 with AVX-512)
 //
-//   1. packs the keys into panels of 16 positions, [panel][head_size][16], by transposing 16 x 16 blocks in registers:
-//   the
-//      layout of a linear layer's weight, so that scores = q * k^T is the micro-kernel of tile.h (bf16: pairs and
-//      vdpbf16ps, exact products; otherwise float32),
-//   2. applies scale, soft cap and mask, and updates each row's maximum m and sum l; probabilities stay in float32,
-//   3. widens the values to float32 rows, which *are* panels of 16 features along the positions, and adds p * v to the
-//      float32 accumulator with the same micro-kernel, after multiplying it by exp(m_old - m_new) where m changed.
+//   1. multiplies scores = q * k^T into kRows x kKeys float32 (8 KB, in L1),
+//   2. applies soft cap and mask (only to rows that do not see the whole tile), updates maximum m and sum l of all
+//      rows at once, and turns scores into probabilities in place,
+//   3. adds p * v to the float32 sums, after multiplying those by exp(m_old - m_new) where m changed.
 //
-// Memory: one set of buffers per thread (rows * kKeys scores + kKeys * head_size keys and values: 100 KB for head size
-// 64, in L2), whatever the context. Packing costs ~4 cycles per 16 values of K and V, the products 1 to 2 per row: with
-// 64 rows about 4%, with the 7 rows of a decode step of Qwen2.5-0.5B it still runs ahead of memory.
+// Keys and values of a tile (64 KB in bf16 with head size 64) stay in L2 for all rows. With kDirectRows rows or fewer
+// they are multiplied in the cache, block by block; with more, they are copied (and widened, where there is no dot
+// product of bfloat16) to make one contiguous tile: 3% of the work of 128 rows, and the micro-kernel then does not stop
+// at each block. The group of 16 positions in which a sequence ends is copied as well, with zeros for what lies beyond,
+// which may be NaN; so is everything if the head size leaves panels incomplete. attention_tile.h is about this.
 //
-// Positions outside of [first visible, last visible] of the item's rows are never touched, nor are their table entries:
-// a sliding window costs what it covers. Partial tiles are masked by comparing positions.
+// Precision. Scores, m, l and sums are float32. With AVX-512 BF16, probabilities of bfloat16 are rounded to bfloat16,
+// as the eager attention of transformers does, and multiplied by vdpbf16ps, twice as fast as float32; l is the sum of
+// the rounded ones (one more dot product, with ones), so that they still add up to one. Their exponential needs a
+// polynomial of degree 3 only. All else computes exponentials to 1e-7 and keeps probabilities in float32.
 //
-// Work split. Items are claimed dynamically, the longest (last) prefill tiles of a sequence first. If an item exceeds
-// 1/(3 * threads) of the whole call and has more than 2 * kSplitKeys positions, its positions are cut: each piece
-// writes its unnormalised sum, m and l to a float32 buffer and a second pass merges them. One long sequence keeps all
-// cores busy.
+// Memory latency. Blocks are scattered, so the hardware's prefetcher stops at the end of each. In decode, what will be
+// multiplied kAhead groups later (16 KB in bf16, head size 64) is requested now: keys, then values of a tile, then the
+// next tile, then the next item of the same chunk. Without it, decode reads half as fast.
+//
+// Positions outside of [first visible, last visible] of the item's rows are not read, except in the group of 16 in
+// which the first lies, nor are their table entries: a sliding window costs what it covers.
+//
+// Work split. An item that exceeds 1/(3 * threads) of the whole call and has more than 2 * kSplitKeys positions is cut:
+// each piece writes its unnormalised sum, m and l to a float32 buffer, and the thread that finishes the last piece
+// merges them. Heads alternate within the pieces, so that threads read neighbouring memory. Threads claim chunks of
+// consecutive items, each 1/(4 * threads) of what is left: large first, so that one item's end prefetches the next
+// one's beginning, small last, so that all finish together. The longest (last) prefill tiles of a sequence come first.
 
 #include "attention_plan.h"
 #include "attention_softmax.h"
@@ -75,7 +85,7 @@ struct Work {
   const Item* next;  // what this thread does then, or null
   Softmax softmax;
   Buffers b;
-  long rows, first_row, first_position, query_stride;
+  long rows, height, first_row, first_position, query_stride;
   Source source, next_source;
 
   Source source_of(const Item& of) const {
@@ -83,8 +93,12 @@ struct Work {
             static_cast<const char*>(call.cache) + of.kv_head * g.layout.head, call.seq_lens[of.sequence]};
   }
 
-  T* row_of(T* tensor, long r) const {
-    return tensor + ((first_row + r / g.group) * call.heads + item.kv_head * g.group + r % g.group) * call.head_size;
+  // body(row of the item, where it begins in query and out).
+  template <class Body>
+  void for_rows(const Body& body) const {
+    for (long r = 0, token = first_row; r < rows; ++token)
+      for (long h = 0; h < g.group; ++h, ++r)
+        body(r, (token * call.heads + item.kv_head * g.group + h) * call.head_size);
   }
 
   // Requests the keys (`values`: the values) of the group at `position`; beyond the item's end keys of the next item.
@@ -96,13 +110,23 @@ struct Work {
       if (position >= next->end) return;
       from = &next_source;
     }
-    request(Source::find(g.layout, *from, position) + (values ? g.layout.half : 0), g.layout.group);
+    request(find_group(g.layout, *from, position) + (values ? g.layout.half : 0), g.layout.group);
   }
 
-  bool begin() {
+  // While groups [at, at + count) of a tile of `groups` are multiplied: requests what comes kAhead later. After the
+  // keys of a tile come its values, then the keys of the next one.
+  void request_ahead(long key, long at, long count, long groups, bool values) const {
+    for (long i = at + kAhead; i < at + count + kAhead; ++i)
+      if (i < groups) request_group(key + i * kGroup, values);
+      else if (values) request_group(key + i * kGroup, false);
+      else request_group(key + (i - groups) * kGroup, true);
+  }
+
+  bool begin(bool fetch) {
     const long depth = ceil_div(call.head_size, Direct::kDepth) * Direct::kSubsteps;
     rows = item.tokens * g.group;
     query_stride = depth;
+    height = tile_rows(rows);
     if (!take_buffers(g, rows, b)) return false;
     const long start = call.query_start[item.sequence], end = call.query_start[item.sequence + 1];
     first_row = start + item.first_token;
@@ -110,30 +134,30 @@ struct Work {
     softmax = softmax_of(call);
     source = source_of(item);
     if (next) next_source = source_of(*next);
-    T* query = static_cast<T*>(const_cast<void*>(call.query));
-    for (long r = 0; r < rows; ++r)
-      copy_query(row_of(query, r), reinterpret_cast<X*>(b.query) + r * depth, call.head_size, depth);
+    for (long i = 0; fetch && i < kAhead; ++i) request_group(item.begin / kGroup * kGroup + i * kGroup, false);
+    for_rows([&](long r, long at) {
+      copy_query(static_cast<const T*>(call.query) + at, reinterpret_cast<X*>(b.query) + r * depth, call.head_size,
+                 depth);
+    });
     memset(b.out, 0, size_t(rows * g.padded) * 4);
-    for (long r = 0; r < rows; ++r) b.m[r] = kNegative, b.l[r] = 0;
+    for (long r = 0; r < rows; r += height)
+      for (int i = 0; i < kBlockLanes; ++i) b.states[r / height].m[i] = kNegative, b.states[r / height].l[i] = 0;
     return true;
   }
 
   // Scores of `count` rows from r on, against the first `groups` groups of a tile.
   void score(const Run* runs, long key, long r, int count, long groups, bool fetch) const {
     const X* query = reinterpret_cast<const X*>(b.query) + r * query_stride;
-    const long step = 64;
+    const long steps = ceil_div(call.head_size, Direct::kDepth), copied = ceil_div(call.head_size, Copied::kDepth);
     for (long at = 0; at < groups; at += runs->groups, ++runs) {
       const long width = min(runs->groups, groups - at);
-      if (fetch)
-        for (long i = at; i < at + width; ++i)
-          if (i + kAhead < groups) request_group(key + (i + kAhead) * kGroup, false);
-          else request_group(key + (i + kAhead - groups) * kGroup, true);
+      float* to = b.scores + at * kGroup;
+      if (fetch) request_ahead(key, at, width, groups, false);
       if (runs->direct)
-        multiply<Direct>(query, query_stride, runs->keys, Direct::kStepBytes, g.layout.group,
-                         ceil_div(call.head_size, Direct::kDepth), b.scores + at * kGroup, kKeys, false, count, width);
+        multiply<Direct>(query, query_stride, runs->keys, Direct::kStepBytes, g.layout.group, steps, to, kKeys, false,
+                         count, width);
       else
-        multiply<Copied>(query, query_stride, runs->keys, step, ceil_div(call.head_size, Copied::kDepth) * step,
-                         ceil_div(call.head_size, Copied::kDepth), b.scores + at * kGroup, kKeys, false, count, width);
+        multiply<Copied>(query, query_stride, runs->keys, 64, copied * 64, copied, to, kKeys, false, count, width);
     }
   }
 
@@ -144,10 +168,7 @@ struct Work {
     const long panels = g.padded / 16;
     for (long at = 0; at < groups; at += runs->groups, ++runs) {
       const long width = min(runs->groups, groups - at) * kGroup;
-      if (fetch)
-        for (long i = at; i < at + runs->groups; ++i)
-          if (i + kAhead < groups) request_group(key + (i + kAhead) * kGroup, true);
-          else request_group(key + (i + kAhead) * kGroup, false);
+      if (fetch) request_ahead(key, at, runs->groups, groups, true);
       if (runs->direct)
         multiply<Direct>(shares + at * kGroup * Direct::kSubsteps / Direct::kDepth, kKeys, runs->values,
                          call.head_size * Direct::kStepBytes / 16, Direct::kStepBytes, width / Direct::kDepth, out,
@@ -165,14 +186,20 @@ struct Work {
     if (end <= key) return;
     const long groups = ceil_div(end - key, kGroup), width = groups * kGroup;
     score(runs, key, r, count, groups, fetch);
-    for (long i = r; i < r + count; ++i) {
-      const long position = first_position + i / g.group;
+    for (int i = 0; i < count; ++i) {
+      const long position = first_position + (r + i) / g.group;
       const long high = (call.causal ? min(end, position + 1) : end) - key;
-      const long low = (call.window ? max(0, position - call.window + 1) : 0) - key;
-      const float factor =
-          soften_row<X>(b.scores + (i - r) * kKeys, low, high, width, softmax, b.m[i], b.l[i]);
+      const long low = (call.window ? position - call.window + 1 : 0) - key;
+      float* scores = b.scores + i * kKeys;
+      if (softmax.transform) transform_scores(scores, width, softmax);
+      if (low > 0 || high < width) mask_scores(scores, low, high, width);
+    }
+    RowStates& states = b.states[r / height];
+    soften_rows<X>(b.scores, kKeys, count, width, softmax.factor, states);
+    for (int i = 0; i < count; ++i) {
+      const float factor = states.shrink[i];
       if (factor == 1.0f) continue;
-      float* out = b.out + i * g.padded;
+      float* out = b.out + (r + i) * g.padded;
       for (long d = 0; d < g.padded; d += VW) store(out + d, load(out + d) * factor);
     }
     weigh(runs, key, r, count, groups, fetch);
@@ -180,7 +207,7 @@ struct Work {
 
   void attend() const {
     const bool direct = g.direct && rows <= kDirectRows;
-    const long height = tile_rows(rows), begin = item.begin / kGroup * kGroup;
+    const long begin = item.begin / kGroup * kGroup;
     for (long key = begin; key < item.end; key += kKeys) {
       const long end = min(key + kKeys, item.end);
       Run runs[kMaxRuns];
@@ -190,28 +217,20 @@ struct Work {
   }
 
   void finish() const {
-    for (long r = 0; r < rows; ++r) {
+    for_rows([&](long r, long at) {
       const float* sums = b.out + r * g.padded;
+      const RowStates& states = b.states[r / height];
       if (item.partial) {
         float* to = item.partial + r * (g.padded + 2);
         memcpy(to, sums, size_t(g.padded) * 4);
-        to[g.padded] = b.m[r];
-        to[g.padded + 1] = b.l[r];
+        to[g.padded] = states.m[r % height];
+        to[g.padded + 1] = states.l[r % height];
       } else {
-        write_row(row_of(static_cast<T*>(call.out), r), sums, b.l[r], call.head_size);
+        write_row(static_cast<T*>(call.out) + at, sums, states.l[r % height], call.head_size);
       }
-    }
+    });
   }
 };
-
-template <class T>
-static const char* run_item(const AttentionCall& call, const Geometry& g, const Item& item, const Item* next) {
-  Work<T> work = {call, g, item, next, {}, {}, 0, 0, 0, 0, {}, {}};
-  if (!work.begin()) return fail("Out of memory for the attention of %ld rows.", work.rows);
-  work.attend();
-  work.finish();
-  return nullptr;
-}
 
 // Merges the pieces of a split item; `item` is its first piece, the others' partial results follow it.
 template <class T>
@@ -235,6 +254,20 @@ static void merge(const AttentionCall& call, const Geometry& g, const Item& item
     T* to = static_cast<T*>(call.out) + (token * call.heads + item.kv_head * g.group + r % g.group) * call.head_size;
     write_row(to, sums, total, call.head_size);
   }
+}
+
+// Works on items [begin, end); false: out of memory.
+template <class T>
+static bool run_items(const AttentionCall& call, const Geometry& g, Item* begin, Item* end) {
+  for (Item* item = begin; item < end; ++item) {
+    Work<T> work = {call, g, *item, item + 1 < end ? item + 1 : nullptr, {}, {}, 0, 0, 0, 0, 0, {}, {}};
+    if (!work.begin(item == begin)) return false;
+    work.attend();
+    work.finish();
+    if (item->pieces > 1 && __atomic_add_fetch(&item->first->arrived, 1, __ATOMIC_ACQ_REL) == item->pieces)
+      merge<T>(call, g, *item->first);
+  }
+  return true;
 }
 
 static const char* check(const AttentionCall& call) {
@@ -264,35 +297,34 @@ static const char* run(const AttentionCall& call) {
   g.layout = layout_of(call.block_size, call.head_size, call.kv_heads, sizeof(T));
   g.group = call.heads / call.kv_heads;
   g.padded = ceil_div(call.head_size, 16) * 16;
+  const long threads = thread_count();
+  g.tokens = tile_tokens(call, g.group, threads);
   g.direct = call.head_size % 16 == 0;
 
   Plan plan = {};
   plan_items(call, g, plan);
-  const long threads = thread_count();
   if (threads > 1) {
     plan.target = max(1, plan.cost / (3 * threads));
     plan_items(call, g, plan);
   }
   plan.partials = static_cast<float*>(scratch(Slot::kPartials, size_t(plan.partial_floats) * 4));
-  plan.items = static_cast<Item*>(scratch(Slot::kItems, size_t(plan.count) * sizeof(Item)));
+  const size_t item_bytes = size_t(plan.count) * sizeof(Item), chunk_bytes = size_t(plan.count + 1) * sizeof(long);
+  plan.items = static_cast<Item*>(scratch(Slot::kItems, item_bytes + chunk_bytes));
   if (!plan.items || !plan.partials) return fail("Out of memory for %ld attention items.", plan.count);
+  plan.chunks = reinterpret_cast<long*>(plan.items + plan.count);
   plan_items(call, g, plan);
+  plan_chunks(g, plan, threads);
 
-  const char* error = nullptr;
+  bool failed = false;
   auto one = [&](long i, int) {
-    if (const char* message = run_item<T>(call, g, plan.items[i], nullptr))
-      __atomic_store_n(&error, message, __ATOMIC_RELAXED);
+    if (!run_items<T>(call, g, plan.items + plan.chunks[i], plan.items + plan.chunks[i + 1]))
+      __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
   };
   constexpr long kSmall = 64 * 1024;  // below ~3 us of work a second thread does not pay
   if (plan.cost * call.head_size < kSmall)
-    for (long i = 0; i < plan.count; ++i) one(i, 0);
-  else parallel(plan.count, one);
-  if (error) return fail("Out of memory for attention.");
-  if (plan.partial_floats)
-    parallel(plan.count, [&](long i, int) {
-      if (plan.items[i].pieces > 1 && plan.items[i].piece == 0) merge<T>(call, g, plan.items[i]);
-    });
-  return nullptr;
+    for (long i = 0; i < plan.chunk_count; ++i) one(i, 0);
+  else parallel(plan.chunk_count, one);
+  return failed ? fail("Out of memory for attention.") : nullptr;
 }
 
 }  // namespace

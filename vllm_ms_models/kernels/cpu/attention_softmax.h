@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels.h"
-#include "simd.h"
+#include "tile.h"
 
 namespace vllm_ms {
 namespace ISA_NS {
@@ -42,24 +42,25 @@ static void mask_scores(float* scores, long low, long high, long width) {
   for (long i = high < 0 ? 0 : high / VW * VW; i < width; i += VW) mask(i);
 }
 
-static float top_score(const float* scores, long width) {
+// Lane by lane.
+static vf top_scores(const float* scores, long width) {
   vf top[16 / VW];
   UNROLL for (int u = 0; u < 16 / VW; ++u) top[u] = load(scores + u * VW);
   for (long i = 16; i < width; i += 16) UNROLL
     for (int u = 0; u < 16 / VW; ++u) top[u] = vmax(load(scores + i + u * VW), top[u]);
   UNROLL for (int u = 1; u < 16 / VW; ++u) top[0] = vmax(top[0], top[u]);
-  return largest(top[0]);
+  return top[0];
 }
 
-// Probabilities 2^(score * factor - top), in place; returns their sum.
-static float soften(float* scores, long width, float factor, float top, float*) {
+// Probabilities 2^(score * factor - top), in place; returns their sums, lane by lane.
+static vf soften(float* scores, long width, float factor, float top, float*) {
   vf total = {};
   for (long i = 0; i < width; i += VW) {
     const vf p = power_of_two(load(scores + i) * factor - top);
     total += p;
     store(scores + i, p);
   }
-  return sum(total);
+  return total;
 }
 
 #if defined(__AVX512BF16__)
@@ -72,8 +73,8 @@ INLINE __m512 short_power_of_two(__m512 x) {
   return _mm512_scalef_ps(p, n);
 }
 
-// The same, rounded to bf16, packed at the beginning of the row. The sum is that of the rounded values.
-static float soften(float* scores, long width, float factor, float top, uint32_t*) {
+// The same, rounded to bf16, packed at the beginning of the row. The sums are those of the rounded values.
+static vf soften(float* scores, long width, float factor, float top, uint32_t*) {
   const __m512bh ones = (__m512bh)_mm512_set1_epi32(0x3f803f80);
   __m512 total = _mm512_setzero_ps();
   char* to = reinterpret_cast<char*>(scores);
@@ -89,23 +90,51 @@ static float soften(float* scores, long width, float factor, float top, uint32_t
     total = _mm512_dpbf16_ps(total, p, ones);
     store_raw(to + i * 2, p);
   }
-  return sum((vf)total);
+  return (vf)total;
 }
 #endif
 
-// Turns one row of scores, visible in [low, high), into probabilities relative to the running maximum m; l is their
-// sum. Returns the factor by which everything summed so far has to be multiplied.
+// Lane i of the result is `combine` over all lanes of rows[i]: a transposition that combines instead of keeping.
+template <class Combine>
+INLINE vf across(vf* rows, const Combine& combine) {
+  UNROLL for (int distance = VW / 2; distance; distance /= 2) {
+    const vi low = (kLanes & distance) ? kLanes + (VW - distance) : kLanes;
+    const vi high = (kLanes & distance) ? kLanes + VW : kLanes + distance;
+    UNROLL for (int i = 0; i < distance; ++i)
+      rows[i] = combine(__builtin_shuffle(rows[i], rows[i + distance], low),
+                        __builtin_shuffle(rows[i], rows[i + distance], high));
+  }
+  return rows[0];
+}
+
+constexpr int kBlockLanes = (kRows + VW - 1) / VW * VW;  // rows of a block in whole vectors
+
+// What is known of the rows of a block: running maximum, running sum, and by what everything summed so far has to be
+// multiplied.
+struct RowStates {
+  float m[kBlockLanes], l[kBlockLanes], shrink[kBlockLanes];
+};
+
+// Turns `count` rows of scores, kKeys apart and -inf where not visible, into probabilities relative to the running
+// maxima. Maxima and sums are taken of all rows at once.
 template <class X>
-static float soften_row(float* scores, long low, long high, long width, const Softmax& softmax, float& m, float& l) {
-  if (softmax.transform) transform_scores(scores, width, softmax);
-  if (low > 0 || high < width) mask_scores(scores, low, high, width);
-  const float found = top_score(scores, width) * softmax.factor, next = found > m ? found : m;
+static void soften_rows(float* scores, long stride, int count, long width, float factor, RowStates& states) {
+  float tops[kBlockLanes];
+  vf rows[kBlockLanes];
+  for (int r = 0; r < kBlockLanes; ++r) rows[r] = r < count ? top_scores(scores + r * stride, width) : splat(kNegative);
+  for (int r = 0; r < kBlockLanes; r += VW) {
+    const vf m = load(states.m + r);
+    const vf next = vmax(across(rows + r, [](vf a, vf b) { return vmax(a, b); }) * factor, m);
+    store(tops + r, next == splat(kNegative) ? vf{} : next);  // all visible scores are NaN or -inf
+    store(states.shrink + r, m == next ? splat(1.0f) : power_of_two(m - next));
+    store(states.m + r, next);
+  }
   X* none = nullptr;
-  const float total = soften(scores, width, softmax.factor, next == kNegative ? 0.0f : next, none);
-  const float shrink = m == next ? 1.0f : power_of_two(splat(m - next))[0];
-  l = l * shrink + total;
-  m = next;
-  return shrink;
+  for (int r = 0; r < kBlockLanes; ++r)
+    rows[r] = r < count ? soften(scores + r * stride, width, factor, tops[r], none) : vf{};
+  for (int r = 0; r < kBlockLanes; r += VW)
+    store(states.l + r,
+          load(states.l + r) * load(states.shrink + r) + across(rows + r, [](vf a, vf b) { return a + b; }));
 }
 
 }  // namespace ISA_NS

@@ -2,6 +2,7 @@
 // or in a copy. attention.cpp explains the whole, kv_cache.cpp the layout of the cache.
 #pragma once
 
+#include "attention_softmax.h"
 #include "kv_cache.h"
 #include "tile.h"
 
@@ -35,7 +36,8 @@ struct Forms<Bf16> {
 struct Geometry {
   CacheLayout layout;
   long group, padded;  // query heads of a KV head; head_size up to a multiple of 16
-  bool direct;         // the cache has no gaps to be padded
+  long tokens;         // of an item, at most
+  bool direct;         // the panels of the cache need no padding
 };
 
 // One thread's buffers for an item.
@@ -45,16 +47,16 @@ struct Buffers {
   char* values;   // copied: [kKeys / pair][padded]
   float* scores;  // [kRows][kKeys]; probabilities take their place
   float* out;     // [rows][padded]
-  float* m;
-  float* l;
+  RowStates* states;  // a block of rows each
 };
 
 static bool take_buffers(const Geometry& g, long rows, Buffers& b) {
   const long depth = (g.layout.head_size + 1) / 2 * 2 * 4;  // bytes of a row; pairs need half of it
-  const long sizes[] = {rows * depth,     kKeys * depth, kKeys * g.padded * 4, kRows * kKeys * 4, rows * g.padded * 4,
-                        rows * 4, rows * 4};
-  long total = 0, offset[7];
-  for (int i = 0; i < 7; ++i) {
+  const long blocks = ceil_div(rows, tile_rows(rows));
+  const long sizes[] = {rows * depth,         kKeys * depth,        kKeys * g.padded * 4,
+                        kRows * kKeys * 4,    rows * g.padded * 4,  blocks * long(sizeof(RowStates))};
+  long total = 0, offset[6];
+  for (int i = 0; i < 6; ++i) {
     offset[i] = total;
     total += ceil_div(sizes[i], 64) * 64;
   }
@@ -65,8 +67,7 @@ static bool take_buffers(const Geometry& g, long rows, Buffers& b) {
        base + offset[2],
        reinterpret_cast<float*>(base + offset[3]),
        reinterpret_cast<float*>(base + offset[4]),
-       reinterpret_cast<float*>(base + offset[5]),
-       reinterpret_cast<float*>(base + offset[6])};
+       reinterpret_cast<RowStates*>(base + offset[5])};
   return true;
 }
 
@@ -80,7 +81,7 @@ static void copy_query(const Bf16* from, uint32_t* to, long head_size, long coun
   memcpy(to, from, size_t(head_size) * 2);
 }
 
-// --- copies: the first `count` of a group's 16 positions, the others (which may hold anything) as zeros ---------------
+// --- copies: the first `count` of a group's 16 positions, the others (which may hold anything) as zeros --------------
 
 INLINE vi first_lanes(long lane, long count) { return kLanes + int(lane) < int(count); }
 
@@ -125,8 +126,10 @@ static void copy_keys(const Bf16* keys, uint32_t* to, long head_size, long count
 template <class T>
 static void copy_values(const T* values, float* to, long head_size, long padded, long count) {
   for (long i = 0; i < kGroup; ++i, values += head_size, to += padded)
-    for (long d = 0; d < padded; d += VW)
-      store(to + d, i >= count ? vf{} : d + VW <= head_size ? load(values + d) : load_some(values + d, max(0, head_size - d)));
+    for (long d = 0; d < padded; d += VW) {
+      const long n = i < count ? max(0, head_size - d) : 0;
+      store(to + d, n >= VW ? load(values + d) : load_some(values + d, n));
+    }
 }
 static void copy_values(const Bf16* values, float* to, long head_size, long padded, long count) {
   for (long i = 0; i < kGroup; i += 2, values += 2 * head_size, to += 2 * padded)
@@ -150,13 +153,13 @@ struct Source {
   const int32_t* table;
   const char* base;
   long length;
-
-  // The group of keys that holds `position`.
-  INLINE const char* find(const CacheLayout& layout, const Source& s, long position) {
-    const uint32_t size = uint32_t(layout.block_size), at = uint32_t(position);
-    return s.base + s.table[at / size] * layout.block + at % size / uint32_t(kGroup) * layout.group;
-  }
 };
+
+// The group of keys that holds `position`.
+INLINE const char* find_group(const CacheLayout& layout, const Source& source, long position) {
+  const uint32_t size = uint32_t(layout.block_size), at = uint32_t(position);
+  return source.base + source.table[at / size] * layout.block + at % size / uint32_t(kGroup) * layout.group;
+}
 
 // Groups of positions that follow each other in memory.
 struct Run {
@@ -194,7 +197,7 @@ static long find_runs(const Geometry& g, const Source& source, long begin, long 
   const long key_bytes = ceil_div(layout.head_size, W::kDepth) * 64, value_bytes = kGroup / W::kDepth * g.padded * 4;
   long count = 0;
   for (long at = begin; at < end;) {
-    const char* from = Source::find(layout, source, at);
+    const char* from = find_group(layout, source, at);
     const long index = (at - begin) / kGroup;
     Run* last = count ? runs + count - 1 : nullptr;
     if (direct && at + kGroup <= source.length) {
@@ -204,8 +207,8 @@ static long find_runs(const Geometry& g, const Source& source, long begin, long 
       at += groups * kGroup;
       continue;
     }
-    if (at + kDirectRows < end) {  // the next but one group, in another block perhaps
-      const char* next = Source::find(layout, source, min(at + 4 * kGroup, end - 1));
+    if (at + 4 * kGroup < end) {  // in another block, which the hardware's prefetcher does not foresee
+      const char* next = find_group(layout, source, at + 4 * kGroup);
       request(next, layout.group);
       request(next + layout.half, layout.group);
     }
