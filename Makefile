@@ -42,10 +42,9 @@ format: ## reformat, and fix what ruff can fix
 	$(bin)/ruff check --fix
 	$(bin)/ruff format
 
-bench: ## benchmarks/run.py; ARGS= go to it
-	@if [ ! -e benchmarks/run.py ]; then echo "There are no benchmarks yet (benchmarks/run.py)."; exit 1; fi
+bench: ## side by side with other engines (hours); ARGS="--quick", "--help" and others go to benchmarks/run.py
 	@scripts/setup.sh bench
-	@$(bin)/python benchmarks/run.py $(ARGS)
+	@$(bin)/python -m benchmarks.run $(ARGS)
 
 bench-kernels: install ## each kernel beside the machine's own limits; ARGS= go to benchmarks/kernels.py
 	@$(bin)/python benchmarks/kernels.py $(ARGS)

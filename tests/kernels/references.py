@@ -123,6 +123,15 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> Bounded:
     return values, ((x.shape[-1] + 2) / 2 + 6) * UNIT * np.abs(values)
 
 
+def linear_gated(kind: str, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> Bounded:
+    """`activation(gate) * up` of products: their errors pass through the activation, whose slope is below 1.13."""
+    products, errors = linear(x, weight, bias)
+    (gate, up), (gate_error, up_error) = np.split(products, 2, 1), np.split(errors, 2, 1)
+    values, error = gated(kind, gate, up)
+    slope = 1.13 * gate_error
+    return values, error + slope * (np.abs(up) + up_error) + (np.abs(gate) + slope) * up_error
+
+
 def gated(kind: str, gate: np.ndarray, up: np.ndarray) -> Bounded:
     """`gate * share(gate) * up` with 0 <= share <= 1; `kind` is "silu", "gelu" or "gelu_tanh".
 

@@ -131,6 +131,29 @@ def test_linear(
         ref.assert_close(part, (bounded[0], bounded[1]), dtype)
 
 
+@examples
+@given(
+    seed=seeds,
+    dtype=dtypes,
+    tokens=ref.token_counts,
+    size=st.sampled_from((1, 16, 23, 48, 70, 96, 200)),
+    width=widths,
+    biased=st.booleans(),
+    kind=st.sampled_from(("silu", "gelu", "gelu_tanh")),
+)
+def test_linear_gated(
+    kernels: Kernels, seed: int, dtype: Any, tokens: int, size: int, width: int, biased: bool, kind: str
+) -> None:
+    """The products are not rounded before they are gated: one rounding in all."""
+    rng = np.random.default_rng(seed)
+    values, x = normal(rng, (2 * size, width), dtype), normal(rng, (tokens, width), dtype)
+    bias = normal(rng, (2 * size,), ms.float32) if biased else None
+    weight = make_weight(kernels, values, [size, size], dtype)
+    bias_tensor = None if bias is None else to_tensor(bias, ms.float32)
+    got = kernels.linear_gated(to_tensor(x, dtype), weight, kind, bias_tensor)
+    ref.assert_close(got, ref.linear_gated(kind, x, values, bias), dtype)
+
+
 @pytest.mark.parametrize("dtype", ref.DTYPES)
 @pytest.mark.parametrize("tokens", [1, 70])
 def test_linear_of_a_large_weight(kernels: Kernels, dtype: Any, tokens: int) -> None:
@@ -372,6 +395,8 @@ def test_wrong_shapes_are_refused(kernels: Kernels) -> None:
     for call in (
         lambda: kernels.linear(wide, weight),
         lambda: kernels.linear_split(wide, weight),
+        lambda: kernels.linear_gated(x, weight, "silu"),
+        lambda: kernels.linear_gated(x, kernels.new_weight([3, 3], x.shape[1], ms.float32), "relu"),
         lambda: kernels.rms_norm(wide, ones, 1e-6),
         lambda: kernels.add_rms_norm(x, wide, ones, 1e-6),
         lambda: kernels.silu_and_mul(x, wide),

@@ -95,6 +95,14 @@ class Kernels(ABC):
         """As `linear`, each part in a contiguous tensor of its own `[tokens, sizes[i]]`."""
 
     @abstractmethod
+    def linear_gated(self, x: Tensor, weight: Weight, activation: str, bias: Tensor | None = None) -> Tensor:
+        """`activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias)`, rounded once.
+
+        `weight` has two parts of one size, gate and up; the result is `[tokens, sizes[0]]`. `activation` is `silu`,
+        `gelu` (with erf) or `gelu_tanh`.
+        """
+
+    @abstractmethod
     def embedding(self, ids: Tensor, weight: Weight, first_row: int = 0) -> Tensor:
         """Rows `ids - first_row` of `weight`, as `[tokens, in_features]` in the weight's dtype.
 

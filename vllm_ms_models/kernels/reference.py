@@ -137,6 +137,14 @@ class ReferenceKernels(Kernels):
             _copy(_memory(part), columns)
         return parts
 
+    def linear_gated(self, x: Tensor, weight: Weight, activation: str, bias: Tensor | None = None) -> Tensor:
+        _require(len(set(weight.sizes)) == 1 and len(weight.sizes) == 2, f"gate and up have the sizes {weight.sizes}")
+        _require(activation in ("silu", "gelu", "gelu_tanh"), f"there is no gated activation {activation!r}")
+        gate, up = (part.contiguous() for part in ops.split(self._product(x, weight, bias), weight.sizes[0], 1))
+        if activation == "silu":
+            return _cast(self.silu_and_mul(gate, up), x.dtype)
+        return _cast(self.gelu_and_mul(gate, up, activation == "gelu_tanh"), x.dtype)
+
     def _product(self, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
         """`x @ weight.T + bias` in float32."""
         features = weight.in_features

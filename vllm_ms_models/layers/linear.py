@@ -7,6 +7,7 @@ The classes differ only in which rows (outputs) and columns (inputs) of the chec
 | ReplicatedLinear           | all          | all          | whole on every rank            |
 | ColumnParallelLinear       | 1/size       | all          | this rank's features           |
 | MergedColumnParallelLinear | 1/size each  | all          | one tensor for each part       |
+| GatedColumnParallelLinear  | 1/size each  | all          | activation(gate) * up          |
 | QKVParallelLinear          | whole heads  | all          | q, k, v of this rank's heads   |
 | RowParallelLinear          | all          | 1/size       | summed over the ranks          |
 
@@ -20,6 +21,7 @@ from mindspore import Tensor, nn
 
 from vllm_ms_models.checkpoint.slots import Slot
 from vllm_ms_models.distributed.group import Group
+from vllm_ms_models.layers.activation import gated_activation
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.quantization.base import Part
 
@@ -77,6 +79,28 @@ class MergedColumnParallelLinear(Linear):
 
     def construct(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.scheme.multiply_split(x)
+
+
+class GatedColumnParallelLinear(MergedColumnParallelLinear):
+    """`activation(gate(x)) * up(x)`: `[tokens, in_features]` -> `[tokens, size / ranks]`; `names` are gate and up.
+
+    `hidden_act` is the activation's name in config.json.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, str],
+        in_features: int,
+        size: int,
+        hidden_act: str,
+        context: ModelContext,
+        bias: bool = False,
+    ):
+        super().__init__(names, in_features, (size, size), context, bias)
+        self.activation = gated_activation(hidden_act)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.scheme.multiply_gated(x, self.activation)
 
 
 class QKVParallelLinear(Linear):

@@ -2,9 +2,8 @@
 
 from mindspore import Tensor, nn
 
-from vllm_ms_models.layers.activation import gated_activation
 from vllm_ms_models.layers.context import ModelContext
-from vllm_ms_models.layers.linear import MergedColumnParallelLinear, RowParallelLinear
+from vllm_ms_models.layers.linear import GatedColumnParallelLinear, RowParallelLinear
 
 
 class GatedMLP(nn.Cell):
@@ -20,12 +19,9 @@ class GatedMLP(nn.Cell):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        names = [f"{prefix}.gate_proj", f"{prefix}.up_proj"]
-        sizes = [intermediate_size, intermediate_size]
-        self.gate_up_proj = MergedColumnParallelLinear(names, hidden_size, sizes, context, bias)
-        self.activation = gated_activation(hidden_act)
+        names = f"{prefix}.gate_proj", f"{prefix}.up_proj"
+        self.gate_up_proj = GatedColumnParallelLinear(names, hidden_size, intermediate_size, hidden_act, context, bias)
         self.down_proj = RowParallelLinear(f"{prefix}.down_proj", intermediate_size, hidden_size, context, bias)
 
     def construct(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x)
-        return self.down_proj(self.activation(gate, up))
+        return self.down_proj(self.gate_up_proj(x))

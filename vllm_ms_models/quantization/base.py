@@ -62,6 +62,13 @@ class LinearScheme(ABC):
     def multiply_split(self, x: Tensor) -> tuple[Tensor, ...]:
         """As `multiply`, one tensor for each part."""
 
+    def multiply_gated(self, x: Tensor, activation: str) -> Tensor:
+        """`activation(gate) * up` of the two parts gate and up; `activation` as in `Kernels.linear_gated`."""
+        gate, up = self.multiply_split(x)
+        if activation == "silu":
+            return kernels.get().silu_and_mul(gate, up)
+        return kernels.get().gelu_and_mul(gate, up, activation == "gelu_tanh")
+
     def bias_slots(self) -> Iterator[Slot]:
         """Slots of the parts' biases, kept in float32."""
         if self.bias is None:
@@ -103,6 +110,9 @@ class Float(LinearScheme):
 
     def multiply_split(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.kernels.linear_split(x, self.weight, self.bias)
+
+    def multiply_gated(self, x: Tensor, activation: str) -> Tensor:
+        return self.kernels.linear_gated(x, self.weight, activation, self.bias)
 
 
 class Quantization(ABC):

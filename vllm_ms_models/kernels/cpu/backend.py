@@ -25,6 +25,7 @@ _FLOAT32, _BFLOAT16, _FLOAT16, _INT32, _INT64 = range(5)
 _CODES: dict[int, int] = {id(dtype): code for code, dtype in enumerate(_DTYPES)}
 _GROUP = 16  # positions of a panel of keys
 _SILU, _GELU_ERF, _GELU_TANH = range(3)
+_GATES = {"silu": _SILU, "gelu": _GELU_ERF, "gelu_tanh": _GELU_TANH}
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class CpuKernels(Kernels):
         self._kernels = self._module.kernels(wanted)
         self._linear = self._kernels.linear
         self._linear_split = self._kernels.linear_split
+        self._linear_gated = self._kernels.linear_gated
 
     def describe(self) -> str:
         threads = self._module.threads()
@@ -137,6 +139,16 @@ class CpuKernels(Kernels):
             raise ValueError(f"x has {features} features; the weight has {weight.in_features} inputs.")
         offset = 0 if bias is None else _expect(bias, _FLOAT32, "bias", (weight.out_features,))
         return self._linear_split(_handle(weight), x.data_ptr(), code, rows, offset, code)
+
+    def linear_gated(self, x: Tensor, weight: Weight, activation: str, bias: Tensor | None = None) -> Tensor:
+        code = _float_code(x, "x")
+        rows, features = x.shape
+        if features != weight.in_features:
+            raise ValueError(f"x has {features} features; the weight has {weight.in_features} inputs.")
+        if len(weight.sizes) != 2 or weight.sizes[0] != weight.sizes[1] or activation not in _GATES:
+            raise ValueError(f"A weight with parts of {weight.sizes} cannot be gated by {activation!r}.")
+        offset = 0 if bias is None else _expect(bias, _FLOAT32, "bias", (weight.out_features,))
+        return self._linear_gated(_handle(weight), x.data_ptr(), code, rows, offset, code, _GATES[activation])
 
     def embedding(self, ids: Tensor, weight: Weight, first_row: int = 0) -> Tensor:
         wide = _code(ids.dtype) == _INT64

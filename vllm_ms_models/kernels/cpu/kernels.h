@@ -12,7 +12,10 @@ inline long dtype_size(int dtype) { return dtype == kFloat32 || dtype == kInt32 
 
 constexpr int kMaxParts = 64;
 
-// A matrix in panels of 16 rows; gemm.cpp describes the layout. Every part begins with a panel of its own.
+enum class Gate : int { kNone = -1, kSilu = 0, kGeluErf = 1, kGeluTanh = 2 };
+
+// A matrix in panels of 16 rows; gemm.cpp describes the layout. Every part begins with a panel of its own; the panels of
+// two parts of one size take turns.
 struct Packed {
   void* data = nullptr;
   long in_features = 0;
@@ -21,10 +24,16 @@ struct Packed {
   int parts = 0;
   long panels = 0;
   long panel_bytes = 0;
+  long panel_step = 1;               // from one panel of a part to its next
   long size[kMaxParts] = {};         // rows of the part
   long first_panel[kMaxParts] = {};  // its first panel
   long first_row[kMaxParts] = {};    // its first row in the unfused numbering
 };
+
+// The panel that holds row `row` of a part.
+inline long panel_of(const Packed& weight, int part, long row) {
+  return weight.first_panel[part] + row / 16 * weight.panel_step;
+}
 
 // Where `linear` puts part i: rows of `stride[i]` elements beginning at `data[i]`.
 struct Outputs {
@@ -39,6 +48,7 @@ struct LinearCall {
   int x_dtype;
   long rows;
   const float* bias;  // [out_features] or null
+  Gate gate;          // not kNone: out is one matrix, activation(part 0) * part 1
   Outputs out;
 };
 
@@ -76,8 +86,6 @@ struct WriteCall {
   long tokens, kv_heads, head_size, num_blocks, block_size;
   const int64_t* slots;
 };
-
-enum class Gate : int { kSilu = 0, kGeluErf = 1, kGeluTanh = 2 };
 
 // Functions return null, or a sentence for ValueError.
 struct Functions {

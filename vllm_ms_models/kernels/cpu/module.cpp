@@ -122,9 +122,11 @@ PyObject* new_weight(PyObject*, PyObject* const* objects, Py_ssize_t count) {
   const bool pairs = weight->dtype == kBfloat16;
   const long steps = pairs ? (weight->in_features + 1) / 2 : weight->in_features;
   weight->panel_bytes = steps * 16 * (pairs ? 4 : dtype_size(weight->dtype));
+  if (weight->parts == 2 && PyLong_AsLong(PyTuple_GET_ITEM(sizes, 0)) == PyLong_AsLong(PyTuple_GET_ITEM(sizes, 1)))
+    weight->panel_step = 2;
   for (int i = 0; i < weight->parts; ++i) {
     weight->size[i] = PyLong_AsLong(PyTuple_GET_ITEM(sizes, i));
-    weight->first_panel[i] = weight->panels;
+    weight->first_panel[i] = weight->panel_step == 1 ? weight->panels : i;
     weight->first_row[i] = weight->out_features;
     weight->panels += (weight->size[i] + 15) / 16;
     weight->out_features += weight->size[i];
@@ -161,6 +163,7 @@ bool read_linear(LinearCall& call, PyObject* const* objects, Py_ssize_t count) {
   if (!expect(count, 6)) return false;
   unpack(objects[0], call.weight), unpack(objects[1], call.x), unpack(objects[2], call.x_dtype);
   unpack(objects[3], call.rows), unpack(objects[4], call.bias), unpack(objects[5], call.out.dtype);
+  call.gate = Gate::kNone;
   return !PyErr_Occurred();
 }
 
@@ -193,6 +196,17 @@ PyObject* linear_split(PyObject* self, PyObject* const* objects, Py_ssize_t coun
     PyTuple_SET_ITEM(tensors, i, tensor);
   }
   return fill(tensors, [&] { return functions(self).linear(call); });
+}
+
+// linear_gated(as linear, activation) -> tensor [rows, sizes[0]]; the weight has two parts of one size
+PyObject* linear_gated(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
+  LinearCall call;
+  if (!read_linear(call, objects, count - 1)) return nullptr;
+  unpack(objects[6], call.gate);
+  const int64_t shape[] = {call.rows, call.weight->size[0]};
+  PyObject* tensor = make_tensor(call.out.dtype, 2, shape, &call.out.data[0]);
+  call.out.stride[0] = shape[1];
+  return fill(tensor, [&] { return functions(self).linear(call); });
 }
 
 // --- elementwise ----------------------------------------------------------------------------------------------------
@@ -312,9 +326,10 @@ PyObject* limit_recycling(PyObject*, PyObject* number) { return set_number(set_r
 #define FAST(name, function) \
   {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, nullptr}
 PyMethodDef kKernels[] = {
-    FAST("load_rows", bind<load_rows>), FAST("embedding", embedding),     FAST("linear", linear),
-    FAST("linear_split", linear_split), FAST("rms_norm", rms_norm),       FAST("gate_and_mul", gate_and_mul),
-    FAST("rotary", bind<rotary>),       FAST("write_kv", bind<write_kv>), FAST("attention", attention),
+    FAST("load_rows", bind<load_rows>), FAST("embedding", embedding), FAST("linear", linear),
+    FAST("linear_split", linear_split), FAST("linear_gated", linear_gated), FAST("rms_norm", rms_norm),
+    FAST("gate_and_mul", gate_and_mul), FAST("rotary", bind<rotary>), FAST("write_kv", bind<write_kv>),
+    FAST("attention", attention), {nullptr, nullptr, 0, nullptr},
 };
 
 // kernels(name) -> module of the kernels for an instruction set

@@ -22,7 +22,7 @@ constexpr long kBlock = 512;
 
 struct PackCall {
   char* panel;  // first panel touched
-  long panel_bytes;
+  long panel_stride;
   long first_lane;  // lane of the first row in that panel
   const void* source;
   long rows, stride, in_features;
@@ -65,7 +65,7 @@ INLINE long lane_bytes(const Bf16*) { return 4; }  // a pair
 template <class From, class To>
 static void pack_panel(const PackCall& call, long index) {
   long first = max(index * 16 - call.first_lane, 0), last = min((index + 1) * 16 - call.first_lane, call.rows);
-  char* panel = call.panel + index * call.panel_bytes;
+  char* panel = call.panel + index * call.panel_stride;
   for (long k = 0; k < call.in_features; k += kBlock) {
     long count = min(kBlock, call.in_features - k);
     for (long row = first; row < last; ++row) {
@@ -99,7 +99,7 @@ static void gather(const Packed& weight, long row, char* out) {
   while (weight.first_row[part] > row) --part;
   row -= weight.first_row[part];
   const char* panel =
-      static_cast<const char*>(weight.data) + (weight.first_panel[part] + row / 16) * weight.panel_bytes;
+      static_cast<const char*>(weight.data) + panel_of(weight, part, row) * weight.panel_bytes;
   const long k = weight.in_features, lane = row % 16;
   if (weight.dtype == kFloat32) {
     for (long i = 0; i < k; ++i) memcpy(out + i * 4, panel + (i * 16 + lane) * 4, 4);
@@ -117,8 +117,8 @@ const char* pack_rows(const Packed& weight, int part, long first_row, const void
                       long stride) {
   if (rows <= 0 || weight.in_features == 0) return nullptr;
   PackCall call;
-  call.panel = static_cast<char*>(weight.data) + (weight.first_panel[part] + first_row / 16) * weight.panel_bytes;
-  call.panel_bytes = weight.panel_bytes;
+  call.panel = static_cast<char*>(weight.data) + panel_of(weight, part, first_row) * weight.panel_bytes;
+  call.panel_stride = weight.panel_step * weight.panel_bytes;
   call.first_lane = first_row % 16;
   call.source = source;
   call.rows = rows;

@@ -40,7 +40,7 @@ constexpr int kRows = 5, kPanels = 1, kFewRows = 1, kFewPanels = 4;
 #else
 constexpr int kRows = 3, kPanels = 1, kFewRows = 1, kFewPanels = 2;
 #endif
-constexpr int kMaxPanels = kPanels > kFewPanels ? kPanels : kFewPanels;
+constexpr int kMaxPanels = 2 * kPanels > kFewPanels ? 2 * kPanels : kFewPanels;
 constexpr int kPrefetchBytes = 256;
 
 struct Float {
@@ -79,10 +79,16 @@ INLINE vf multiply_add(vf acc, uint32_t x, vu w) {
 #endif
 INLINE vf multiply_add(vf acc, float x, vf w) { return acc + x * w; }
 
+// Memory that will be needed soon: `lines` cache lines of it are requested at every step.
+struct Ahead {
+  const char* at;
+  int lines;
+};
+
 // out[r][16 p + i] (+)= sum over steps of x[r][step] * w[p][step][i]; strides of x and out in elements, of w in bytes.
 template <class W, int R, int P>
 static void tile(const typename W::X* x, long x_stride, const char* w, long w_step, long w_panel, long steps,
-                 float* out, long out_stride, bool accumulate) {
+                 float* out, long out_stride, bool accumulate, Ahead ahead) {
   constexpr int kPerPanel = 16 / VW, kVectors = P * kPerPanel;
   vf acc[R][kVectors];
   UNROLL for (int r = 0; r < R; ++r) UNROLL
@@ -93,6 +99,8 @@ static void tile(const typename W::X* x, long x_stride, const char* w, long w_st
       raw[v] = load_raw<typename W::Raw>(w + v / kPerPanel * w_panel + v % kPerPanel * sizeof(raw[0]));
     if (R <= kFewRows) UNROLL
       for (int p = 0; p < P; ++p) __builtin_prefetch(w + p * w_panel + kPrefetchBytes);
+    else
+      for (int i = 0; i < ahead.lines; ++i, ahead.at += 64) __builtin_prefetch(ahead.at, 0, 2);
     UNROLL for (int s = 0; s < W::kSubsteps; ++s) {
       decltype(W::widen(raw[0], 0)) wide[kVectors];
       UNROLL for (int v = 0; v < kVectors; ++v)
@@ -111,7 +119,7 @@ static void tile(const typename W::X* x, long x_stride, const char* w, long w_st
 }
 
 template <class W>
-using Tile = void (*)(const typename W::X*, long, const char*, long, long, long, float*, long, bool);
+using Tile = void (*)(const typename W::X*, long, const char*, long, long, long, float*, long, bool, Ahead);
 
 template <class W, int P, int R>
 struct TileOf {
@@ -142,7 +150,7 @@ static void multiply_block(const typename W::X* x, long x_stride, const char* w,
     int width = panels - p >= kPanels ? kPanels : 1;
     for (long r = 0; r < rows; r += height)
       find_tile<W>(int(min(height, rows - r)), width)(x + r * x_stride, x_stride, w + p * w_panel, w_step, w_panel,
-                                                      steps, out + r * out_stride + p * 16, out_stride, accumulate);
+                                                      steps, out + r * out_stride + p * 16, out_stride, accumulate, {nullptr, 0});
     p += width;
   }
 }

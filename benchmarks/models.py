@@ -1,0 +1,132 @@
+"""The models that are timed: exact shapes of published ones, with random bf16 weights made here.
+
+`python -m benchmarks.models NAME` writes the checkpoint of one, with a tokenizer that knows one word a token.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+CHECKPOINTS = Path(__file__).with_name(".checkpoints")
+ROOT = Path(__file__).parents[1]
+
+_QWEN2: dict[str, Any] = {
+    "model_type": "qwen2",
+    "hidden_act": "silu",
+    "vocab_size": 151936,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "qwen2.5-0.5b": {
+        **_QWEN2,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 24,
+    },
+    "qwen2.5-1.5b": {
+        **_QWEN2,
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 131072,
+        "max_window_layers": 28,
+    },
+    "llama-3.2-1b": {
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "factor": 32.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": 128000,
+        "eos_token_id": 128001,
+    },
+    # For trying the benchmark itself: seconds instead of minutes.
+    "tiny": {
+        **_QWEN2,
+        "vocab_size": 2048,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 2,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    },
+}
+
+
+def checkpoint(name: str) -> Path:
+    """The folder of `name`'s checkpoint, made if missing (in a process of its own: torch takes memory)."""
+    folder = CHECKPOINTS / name
+    config = json.dumps(CONFIGS[name], sort_keys=True)
+    done = folder / "made_from.json"
+    if not done.exists() or done.read_text() != config:
+        print(f"making the checkpoint of {name}", flush=True)
+        subprocess.run([sys.executable, "-m", "benchmarks.models", name], cwd=ROOT, check=True)
+        done.write_text(config)
+    return folder
+
+
+def write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """A tokenizer of the words t0, t1, ...: what HTTP clients that send text need."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"t{token}": token for token in range(vocab_size)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="t0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="t0", eos_token="t1").save_pretrained(folder)
+
+
+def write(name: str) -> None:
+    """Make the checkpoint of `name`: transformers' own initial weights, seed 0, in bf16."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = dict(CONFIGS[name])
+    config = AutoConfig.for_model(values.pop("model_type"), dtype="bfloat16", **values)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    folder = CHECKPOINTS / name
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    model.save_pretrained(folder)
+    write_tokenizer(folder, config.vocab_size)
+
+
+if __name__ == "__main__":
+    write(sys.argv[1])
