@@ -45,20 +45,37 @@ namespace ISA_NS {
 VLLM_MS_DECLARE_KERNELS
 namespace {
 
-constexpr long kAhead = 8;  // groups of positions requested from memory before they are multiplied
+#ifndef KAHEAD
+#define KAHEAD 8
+#endif
+constexpr long kAhead = KAHEAD;  // groups of positions requested from memory before they are multiplied
 
-// out[rows][16 panels] (+)= x * w for the rows of one micro-kernel call.
+// Panels of the next micro-kernel call when `left` are left: 3, or 2 + 2 for four of them.
+INLINE int call_width(long left) {
+  if (kPanels >= 3 && left >= 3 && left != 4) return kPanels;
+  return kPanels >= 2 && left >= 2 ? 2 : 1;
+}
+
+// out[rows][16 panels] (+)= x * w for the rows of one micro-kernel call; meanwhile `bytes` from `next` are requested.
 template <class W>
 static void multiply(const typename W::X* x, long x_stride, const char* w, long w_step, long w_panel, long steps,
-                     float* out, long out_stride, bool accumulate, int rows, long panels) {
+                     float* out, long out_stride, bool accumulate, int rows, long panels, const char* next,
+                     long bytes) {
+  Ahead ahead = {next, 0};
+  if (next && rows <= kFewRows) {  // one or two rows: the micro-kernel does not
+    for (long line = 0; line < bytes; line += 64) __builtin_prefetch(next + line);
+  } else if (next) {
+    long calls = 0;
+    for (long p = 0; p < panels; p += call_width(panels - p)) ++calls;
+    ahead.lines = int(ceil_div(bytes, 64 * steps * calls));
+  }
   for (long p = 0; p < panels;) {
-    const long left = panels - p;
-    int width = 1;
-    Tile<W> tile = nullptr;
-    if (kPanels >= 3 && left >= 3 && left != 4) tile = TileOf<W, kPanels, kRows>::get(rows), width = kPanels;
-    else if (kPanels >= 2 && left >= 2) tile = TileOf<W, (kPanels >= 2 ? 2 : 1), kRows>::get(rows), width = 2;
-    else tile = TileOf<W, 1, kRows>::get(rows);
-    tile(x, x_stride, w + p * w_panel, w_step, w_panel, steps, out + p * 16, out_stride, accumulate);
+    const int width = call_width(panels - p);
+    const Tile<W> tile = width == 1   ? TileOf<W, 1, kRows>::get(rows)
+                         : width == 2 ? TileOf<W, (kPanels >= 2 ? 2 : 1), kRows>::get(rows)
+                                      : TileOf<W, kPanels, kRows>::get(rows);
+    tile(x, x_stride, w + p * w_panel, w_step, w_panel, steps, out + p * 16, out_stride, accumulate, ahead);
+    ahead.at += ahead.lines * 64 * steps;
     p += width;
   }
 }
@@ -101,25 +118,24 @@ struct Work {
         body(r, (token * call.heads + item.kv_head * g.group + h) * call.head_size);
   }
 
-  // Requests the keys (`values`: the values) of the group at `position`; beyond the item's end keys of the next item.
-  void request_group(long position, bool values) const {
+  // The keys (`values`: the values) of the group at `position`; beyond the item's end keys of the next item, or null.
+  const char* group_at(long position, bool values) const {
     const Source* from = &source;
     if (position >= item.end) {
-      if (!next || values) return;
+      if (!next || values) return nullptr;
       position += next->begin / kGroup * kGroup - ceil_div(item.end, kGroup) * kGroup;
-      if (position >= next->end) return;
+      if (position >= next->end) return nullptr;
       from = &next_source;
     }
-    request(find_group(g.layout, *from, position) + (values ? g.layout.half : 0), g.layout.group);
+    return find_group(g.layout, *from, position) + (values ? g.layout.half : 0);
   }
 
-  // While groups [at, at + count) of a tile of `groups` are multiplied: requests what comes kAhead later. After the
-  // keys of a tile come its values, then the keys of the next one.
-  void request_ahead(long key, long at, long count, long groups, bool values) const {
-    for (long i = at + kAhead; i < at + count + kAhead; ++i)
-      if (i < groups) request_group(key + i * kGroup, values);
-      else if (values) request_group(key + i * kGroup, false);
-      else request_group(key + (i - groups) * kGroup, true);
+  // What is needed kAhead groups after group `at` of a tile of `groups`. After the keys of a tile come its values, then
+  // the keys of the next one.
+  const char* ahead_of(long key, long at, long groups, bool values) const {
+    at += kAhead;
+    if (at < groups) return group_at(key + at * kGroup, values);
+    return values ? group_at(key + at * kGroup, false) : group_at(key + (at - groups) * kGroup, true);
   }
 
   bool begin(bool fetch) {
@@ -134,7 +150,8 @@ struct Work {
     softmax = softmax_of(call);
     source = source_of(item);
     if (next) next_source = source_of(*next);
-    for (long i = 0; fetch && i < kAhead; ++i) request_group(item.begin / kGroup * kGroup + i * kGroup, false);
+    for (long i = 0; fetch && i < kAhead; ++i)
+      if (const char* keys = group_at((item.begin / kGroup + i) * kGroup, false)) request(keys, g.layout.group);
     for_rows([&](long r, long at) {
       copy_query(static_cast<const T*>(call.query) + at, reinterpret_cast<X*>(b.query) + r * depth, call.head_size,
                  depth);
@@ -152,12 +169,13 @@ struct Work {
     for (long at = 0; at < groups; at += runs->groups, ++runs) {
       const long width = min(runs->groups, groups - at);
       float* to = b.scores + at * kGroup;
-      if (fetch) request_ahead(key, at, width, groups, false);
+      const char* ahead = fetch ? ahead_of(key, at, groups, false) : nullptr;
       if (runs->direct)
         multiply<Direct>(query, query_stride, runs->keys, Direct::kStepBytes, g.layout.group, steps, to, kKeys, false,
-                         count, width);
+                         count, width, ahead, width * g.layout.group);
       else
-        multiply<Copied>(query, query_stride, runs->keys, 64, copied * 64, copied, to, kKeys, false, count, width);
+        multiply<Copied>(query, query_stride, runs->keys, 64, copied * 64, copied, to, kKeys, false, count, width,
+                         ahead, width * g.layout.group);
     }
   }
 
@@ -168,14 +186,15 @@ struct Work {
     const long panels = g.padded / 16;
     for (long at = 0; at < groups; at += runs->groups, ++runs) {
       const long width = min(runs->groups, groups - at) * kGroup;
-      if (fetch) request_ahead(key, at, runs->groups, groups, true);
+      const char* ahead = fetch ? ahead_of(key, at, groups, true) : nullptr;
       if (runs->direct)
         multiply<Direct>(shares + at * kGroup * Direct::kSubsteps / Direct::kDepth, kKeys, runs->values,
                          call.head_size * Direct::kStepBytes / 16, Direct::kStepBytes, width / Direct::kDepth, out,
-                         g.padded, true, count, panels);
+                         g.padded, true, count, panels, ahead, runs->groups * g.layout.group);
       else
         multiply<Copied>(shares + at * kGroup * Copied::kSubsteps / Copied::kDepth, kKeys, runs->values, g.padded * 4,
-                         64, width / Copied::kDepth, out, g.padded, true, count, panels);
+                         64, width / Copied::kDepth, out, g.padded, true, count, panels, ahead,
+                         runs->groups * g.layout.group);
     }
   }
 
