@@ -329,7 +329,7 @@ PyMethodDef kKernels[] = {
     FAST("load_rows", bind<load_rows>), FAST("embedding", embedding), FAST("linear", linear),
     FAST("linear_split", linear_split), FAST("linear_gated", linear_gated), FAST("rms_norm", rms_norm),
     FAST("gate_and_mul", gate_and_mul), FAST("rotary", bind<rotary>), FAST("write_kv", bind<write_kv>),
-    FAST("attention", attention), {nullptr, nullptr, 0, nullptr},
+    FAST("attention", attention),
 };
 
 // kernels(name) -> module of the kernels for an instruction set
