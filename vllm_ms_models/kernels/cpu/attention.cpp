@@ -26,7 +26,9 @@
 //
 // Memory latency. Blocks are scattered, so the hardware's prefetcher stops at the end of each. In decode, what will be
 // multiplied kAhead groups later (16 KB in bf16, head size 64) is requested now: keys, then values of a tile, then the
-// next tile, then the next item of the same chunk. Without it, decode reads half as fast.
+// next tile, then the next item of the same chunk. The micro-kernel requests a line or two at every step: the same
+// lines requested at once before each call fill the core's two dozen miss buffers, wait, and leave them empty during
+// the call (13 instead of 22 GB/s over 16384 positions beyond the caches).
 //
 // Positions outside of [first visible, last visible] of the item's rows are not read, except in the group of 16 in
 // which the first lies, nor are their table entries: a sliding window costs what it covers.
@@ -45,10 +47,7 @@ namespace ISA_NS {
 VLLM_MS_DECLARE_KERNELS
 namespace {
 
-#ifndef KAHEAD
-#define KAHEAD 8
-#endif
-constexpr long kAhead = KAHEAD;  // groups of positions requested from memory before they are multiplied
+constexpr long kAhead = 8;  // groups of positions requested from memory before they are multiplied
 
 // Panels of the next micro-kernel call when `left` are left: 3, or 2 + 2 for four of them.
 INLINE int call_width(long left) {
