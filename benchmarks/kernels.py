@@ -33,8 +33,16 @@ MODELS = {
     "llama-3.2-1b": (2048, 8192, 32, 8, 64, 128256),
 }
 DTYPES = {"bfloat16": ms.bfloat16, "float16": ms.float16, "float32": ms.float32}
+ATTENTION = (
+    (1, 4096, 1),
+    (1, 16384, 1),
+    (1, 256, 32),
+    (128, 128, 1),
+    (1024, 1024, 1),
+    (8192, 8192, 1),
+)  # of context, sequences
 BLOCK = 32
-BEYOND_CACHES = 256 << 20  # bytes of weights that the calls of a case take turns with: a model's are never cached
+BEYOND_CACHES = 256 << 20  # bytes of weights or contexts that calls take turns with: a model's are never cached
 
 
 @dataclass(frozen=True)
@@ -92,25 +100,31 @@ def linears(kernels: CpuKernels, model: str, dtype: Any, rows: int) -> Iterator[
 
 
 def attention(kernels: CpuKernels, model: str, dtype: Any, queries: int, context: int, sequences: int) -> Case:
-    """Causal attention of the last `queries` positions of each of `sequences` contexts."""
+    """Causal attention of the last `queries` positions of each of `sequences` contexts, in blocks in no order."""
     _, _, heads, kv_heads, size, _ = MODELS[model]
     width = 4 if dtype == ms.float32 else 2
-    blocks = -(-context // BLOCK)
+    blocks = sequences * -(-context // BLOCK)
     rng = np.random.default_rng(0)
-    shape = kernels.cache_shape(blocks * sequences, BLOCK, kv_heads, size)
+    turns = -(-BEYOND_CACHES // (width * blocks * BLOCK * 2 * kv_heads * size)) if queries == 1 else 1
+    shape = kernels.cache_shape(blocks * turns, BLOCK, kv_heads, size)
     cache = tensor(np.resize(rng.normal(size=100_003).astype(np.float32), shape), dtype)
-    paged = PagedSequences(
-        tensor(np.arange(sequences + 1, dtype=np.int32) * queries),
-        tensor(np.full(sequences, context, np.int32)),
-        tensor(np.arange(sequences * blocks, dtype=np.int32).reshape(sequences, blocks)),
-        queries,
-        context,
-    )
+    order = rng.permutation(blocks * turns).astype(np.int32).reshape(turns, sequences, -1)
+    paged = [
+        PagedSequences(
+            tensor(np.arange(sequences + 1, dtype=np.int32) * queries),
+            tensor(np.full(sequences, context, np.int32)),
+            tensor(tables),
+            queries,
+            context,
+        )
+        for tables in order
+    ]
+    turn = cycle(paged)
     query = tensor(rng.normal(size=(sequences * queries, heads * size)).astype(np.float32), dtype)
     pairs = sequences * (queries * context - queries * (queries - 1) / 2)
     return Case(
         f"attention {queries} of {context}, {sequences} seq.",
-        lambda: kernels.paged_attention(query, cache, paged, size**-0.5),
+        lambda: kernels.paged_attention(query, cache, next(turn), size**-0.5),
         width * (sequences * context * 2 * kv_heads * size + 2 * sequences * queries * heads * size),
         4.0 * pairs * heads * size,
     )
@@ -165,7 +179,7 @@ def main() -> None:
 
     for rows in (1, 8, 32, 128, 1024):
         show(list(linears(kernels, options.model, dtype, rows)), rows)
-    for queries, context, sequences in ((1, 4096, 1), (1, 16384, 1), (1, 256, 32), (128, 128, 1), (1024, 1024, 1)):
+    for queries, context, sequences in ATTENTION:
         show([attention(kernels, options.model, dtype, queries, context, sequences)], queries * sequences)
     if options.json:
         with open(options.json, "w") as file:

@@ -63,7 +63,7 @@ class MindSporePlatform(CpuPlatform):
 
     @classmethod
     def update_block_size_for_backend(cls, vllm_config: "VllmConfig") -> None:
-        """Our kernels take any block size; `check_and_update_config` chose the default."""
+        """`check_and_update_config` chose the default, or refused what was asked for."""
 
     @classmethod
     def get_attn_backend_cls(

@@ -7,7 +7,7 @@ from typing import Any
 import mindspore as ms
 import pytest
 import torch
-from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.attention.backend import CommonAttentionMetadata, MultipleOf
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheLayout, SlidingWindowSpec
 
 from vllm_ms_models import kernels
@@ -118,6 +118,13 @@ def test_what_the_cache_manager_is_asked_for() -> None:
     assert isinstance(window, SlidingWindowSpec)
     assert window.sliding_window == 100
     assert window.page_size_bytes == full.page_size_bytes
+
+
+def test_block_sizes() -> None:
+    """Every back end takes what vLLM is told; the C++ kernels nothing else."""
+    assert MindSporeAttentionBackend.get_supported_kernel_block_sizes() == [MultipleOf(16)]
+    assert MindSporeAttentionBackend.supports_block_size(48)
+    assert not MindSporeAttentionBackend.supports_block_size(8)
 
 
 def test_the_layout_keeps_a_block_in_one_piece() -> None:

@@ -24,6 +24,7 @@ from mindspore import Tensor
 from mindspore.utils.dlpack import from_dlpack
 
 from vllm_ms_models.kernels import Kernels, PagedSequences, Weight
+from vllm_ms_models.kernels.cpu import CpuKernels
 
 UNIT = 2.0**-24
 TINY = 1e-35
@@ -180,10 +181,62 @@ class Paged:
         )
 
 
+def block_sizes(kernels: Kernels) -> tuple[int, ...]:
+    """Some that the back end takes."""
+    return (16, 32, 48) if isinstance(kernels, CpuKernels) else (1, 2, 3, 4, 5, 16)
+
+
+def _order(kernels: Kernels, dtype: Any, block_size: int, head_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where in its piece of a block each key and each value lies, `[block_size, head_size]` each (kv_cache.cpp)."""
+    plain = np.arange(block_size * head_size).reshape(block_size, head_size)
+    if not isinstance(kernels, CpuKernels):
+        return plain, plain
+    panels = plain.reshape(-1, 16 * head_size)
+    if dtype != ms.bfloat16:
+        return panels.reshape(-1, head_size, 16).transpose(0, 2, 1).reshape(plain.shape), plain
+    even = head_size // 2 * 2
+    pairs = (
+        panels[:, : 16 * even].reshape(len(panels), even // 2, 16, 2).transpose(0, 2, 1, 3).reshape(block_size, even)
+    )
+    keys = np.concatenate((pairs, panels[:, 16 * even :].reshape(block_size, -1)), 1)
+    return keys, plain.reshape(-1, head_size, 2).transpose(0, 2, 1).reshape(plain.shape)
+
+
+def pack_cache(kernels: Kernels, cache: np.ndarray, dtype: Any) -> np.ndarray:
+    """A cache `[blocks, 2, kv_heads, block_size, head_size]` as the back end keeps it."""
+    pieces = np.empty((*cache.shape[:3], cache.shape[3] * cache.shape[4]))
+    for part, order in enumerate(_order(kernels, dtype, *cache.shape[3:])):
+        pieces[:, part, :, order] = np.moveaxis(cache[:, part], (2, 3), (0, 1))
+    return pieces.reshape(cache.shape)
+
+
+def unpack_cache(kernels: Kernels, packed: np.ndarray, dtype: Any) -> np.ndarray:
+    """What `pack_cache` was given."""
+    pieces = packed.reshape(*packed.shape[:3], -1)
+    orders = _order(kernels, dtype, *packed.shape[3:])
+    return np.stack([pieces[:, part][..., order] for part, order in enumerate(orders)], 1)
+
+
+def share_error(kernels: Kernels, dtype: Any) -> float:
+    """Relative error of each probability beyond float32's: 0, but where they are rounded to bfloat16.
+
+    There it is 2^-8 (8 significant digits: half of 2^-7 at 1) and what the short polynomial of the exponential is off
+    by, 1.02e-4.
+    """
+    rounds = isinstance(kernels, CpuKernels) and kernels.isa == "avx512_bf16" and dtype == ms.bfloat16
+    return 2.0**-8 + 1.02e-4 if rounds else 0.0
+
+
 def attention(
-    query: np.ndarray, paged: Paged, scale: float, window: int | None, soft_cap: float | None, causal: bool
+    query: np.ndarray,
+    paged: Paged,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+    causal: bool,
+    share: float = 0.0,
 ) -> Bounded:
-    """Row by row and head by head, in the order of the definition."""
+    """Row by row and head by head, in the order of the definition; `share` is from `share_error`."""
     _, _, kv_heads, block_size, head_size = paged.cache.shape
     heads = query.reshape(len(query), query.shape[1] // head_size, head_size)
     values, error = np.zeros_like(heads), np.zeros_like(heads)
@@ -196,16 +249,23 @@ def attention(
             pages = paged.cache[paged.block_tables[sequence, attended // block_size], :, :, attended % block_size]
             for head in range(heads.shape[1]):
                 kv = pages[:, :, head // (heads.shape[1] // kv_heads)]
-                values[row, head], error[row, head] = _attend(heads[row, head], kv[:, 0], kv[:, 1], scale, soft_cap)
+                pair = _attend(heads[row, head], kv[:, 0], kv[:, 1], scale, soft_cap, share)
+                values[row, head], error[row, head] = pair
     return values.reshape(query.shape), error.reshape(query.shape)
 
 
-def _attend(query: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float, soft_cap: float | None) -> Bounded:
+def _attend(
+    query: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float, soft_cap: float | None, share: float
+) -> Bounded:
     """One head of one token.
 
     A score is off by (d + 2) u sum |q k| scale, and 32 u soft_cap for a tanh made of an exponential. A share
     exp(s - max) / sum is off by a relative e + mean(e), e being the errors of the score, of the maximum, of their
     difference and of the exponential, and the mean that over the shares; then come two sums of n positive terms.
+
+    Probabilities p that are each off by a relative e_i, |e_i| <= `share`, and divided by their own sum give
+    sum p_i (1 + e_i) v_i / sum p_i (1 + e_i). That is off by sum p_i e_i (v_i - w) / sum p_i (1 + e_i), w being the
+    exact result: what all values have in common has no error.
     """
     scores = keys @ query * scale
     off = (len(query) + 2) * UNIT * (np.abs(keys) @ np.abs(query)) * abs(scale)
@@ -217,7 +277,8 @@ def _attend(query: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: floa
     shares /= shares.sum()
     relative = off + off[scores.argmax()] + UNIT * np.abs(scores) + (65 + 9 * below) * UNIT
     relative = relative + shares @ relative + (2 * len(keys) + 4) * UNIT
-    return shares @ values, (shares * relative) @ np.abs(values)
+    want = shares @ values
+    return want, (shares * relative) @ np.abs(values) + share / (1 - share) * (shares @ np.abs(values - want))
 
 
 # --- strategies ------------------------------------------------------------------------------------------------
@@ -237,15 +298,23 @@ def normal(rng: np.random.Generator, shape: Sequence[int], dtype: Any, scale: fl
 
 
 @st.composite
-def paged_sequences(draw: Any, rng: np.random.Generator, dtype: Any, kv_heads: int, head_size: int, window: Any) -> Any:
+def paged_sequences(
+    draw: Any,
+    rng: np.random.Generator,
+    dtype: Any,
+    kv_heads: int,
+    head_size: int,
+    window: Any,
+    block_sizes: Sequence[int],
+) -> Any:
     """A `Paged` of 0 to 4 sequences: prefill, chunked prefill, decode or no token at all.
 
     What must not be read is poison: table entries of blocks beyond a sequence or wholly before its window are no block
     at all or one of NaN, and so is what the cache holds beyond a sequence's length.
     """
-    block_size = draw(st.sampled_from((1, 2, 4, 5, 16)))
+    block_size = draw(st.sampled_from(block_sizes))
     queries = np.array(draw(st.lists(st.integers(0, 9), max_size=4)), np.int64)
-    contexts = np.array([draw(st.sampled_from((0, 1, 3, 7, 16, 31))) for _ in queries], np.int64)
+    contexts = np.array([draw(st.sampled_from((0, 1, 3, 7, 16, 31, 60))) for _ in queries], np.int64)
     lengths = queries + contexts
     counts = -(-lengths // block_size)
     columns = int(counts.max(initial=0)) + draw(st.integers(0, 2))

@@ -2,7 +2,8 @@
 
 All tests of the reference back end run again on these: the import brings them into this module, where the fixture
 `kernels` is the C++ back end. The bounds are derived there from float32 arithmetic in any order of summation, which
-covers the products of bfloat16 pairs as well: `vdpbf16ps` multiplies exactly and adds in float32.
+covers the products of bfloat16 pairs as well: `vdpbf16ps` multiplies exactly and adds in float32. Where probabilities
+are rounded to bfloat16 (`references.share_error`), attention has a bound of its own.
 """
 
 from typing import Any
@@ -22,6 +23,12 @@ except KernelBuildError as error:
 @pytest.fixture(scope="module", params=ISAS)  # type: ignore[no-redef]
 def kernels(request: pytest.FixtureRequest) -> CpuKernels:
     return CpuKernels(request.param)
+
+
+@pytest.mark.parametrize("block_size", [1, 8, 24])
+def test_other_block_sizes_are_refused(kernels: Any, block_size: int) -> None:
+    with pytest.raises(ValueError, match=f"blocks of {block_size} positions are not supported; a multiple of 16 is"):
+        kernels.cache_shape(4, block_size, 2, 8)
 
 
 def test_names(kernels: Any) -> None:

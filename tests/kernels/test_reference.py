@@ -284,26 +284,31 @@ def test_rotary(
     tokens=ref.token_counts,
     kv_heads=st.integers(1, 4),
     head_size=widths,
-    block_size=st.sampled_from((1, 3, 16)),
+    in_order=st.booleans(),
+    data=st.data(),
 )
 def test_write_kv(
-    kernels: Kernels, seed: int, dtype: Any, tokens: int, kv_heads: int, head_size: int, block_size: int
+    kernels: Kernels, seed: int, dtype: Any, tokens: int, kv_heads: int, head_size: int, in_order: bool, data: Any
 ) -> None:
     """Tokens land in their slots of memory that torch sees, nothing else changes, and negative slots are skipped."""
     rng = np.random.default_rng(seed)
+    block_size = data.draw(st.sampled_from(ref.block_sizes(kernels)))
     blocks = tokens // block_size + 2
     shape = kernels.cache_shape(blocks, block_size, kv_heads, head_size)
     want = normal(rng, shape, dtype)
-    original, cache = ref.shared(want, dtype)
-    slots = rng.permutation(blocks * block_size)[:tokens]
-    slots[rng.random(tokens) < 0.2] = -1
+    original, cache = ref.shared(ref.pack_cache(kernels, want, dtype), dtype)
+    if in_order:  # as in a prefill
+        slots = np.arange(tokens) + data.draw(st.sampled_from((0, 1, block_size)))
+    else:
+        slots = rng.permutation(blocks * block_size)[:tokens]
+        slots[rng.random(tokens) < 0.2] = -1
     pair = normal(rng, (2, tokens, kv_heads * head_size), dtype)
     kernels.write_kv(to_tensor(pair[0], dtype), to_tensor(pair[1], dtype), cache, Tensor(slots))
     for token in np.flatnonzero(slots >= 0):
         block, offset = divmod(slots[token], block_size)
         want[block, :, :, offset] = pair[:, token].reshape(2, kv_heads, head_size)
-    np.testing.assert_array_equal(original.to(torch.float64).numpy(), want)
-    np.testing.assert_array_equal(to_array(cache), want)
+    for memory in (original.to(torch.float64).numpy(), to_array(cache)):
+        np.testing.assert_array_equal(ref.unpack_cache(kernels, memory, dtype), want)
 
 
 @settings(examples, max_examples=150)
@@ -335,36 +340,58 @@ def test_paged_attention(
     data: Any,
 ) -> None:
     rng = np.random.default_rng(seed)
-    paged = data.draw(ref.paged_sequences(rng, dtype, kv_heads, head_size, window))
+    paged = data.draw(ref.paged_sequences(rng, dtype, kv_heads, head_size, window, ref.block_sizes(kernels)))
     tokens = int(paged.query_start[-1])
     query = normal(rng, (tokens + padding, group * kv_heads * head_size), dtype)
-    _, cache = ref.shared(paged.cache, dtype)
+    _, cache = ref.shared(ref.pack_cache(kernels, paged.cache, dtype), dtype)
     options = (scale, window, soft_cap, causal)
     got = kernels.paged_attention(to_tensor(query, dtype), cache, paged.tensors(), *options)
     assert got.shape == query.shape
-    ref.assert_close(got[:tokens], ref.attention(query[:tokens], paged, *options), dtype)
+    want = ref.attention(query[:tokens], paged, *options, ref.share_error(kernels, dtype))
+    ref.assert_close(got[:tokens], want, dtype)
+
+
+@pytest.mark.parametrize("dtype", ref.DTYPES)
+@pytest.mark.parametrize(("group", "head_size", "window"), [(7, 64, None), (1, 80, 300), (3, 33, None)])
+def test_long_sequences(kernels: Kernels, dtype: Any, group: int, head_size: int, window: int | None) -> None:
+    """Several tiles, split among the threads: decode over 700 and 2001 positions, 50 rows of 600, all of 70."""
+    rng = np.random.default_rng(0)
+    queries, lengths, block_size = np.array([1, 50, 70, 1]), np.array([2001, 600, 70, 700]), 32
+    counts = -(-lengths // block_size)
+    tables = np.zeros((4, counts.max()), np.int32)
+    order = rng.permutation(counts.sum())
+    cache = normal(rng, (counts.sum(), 2, 2, block_size, head_size), dtype)
+    for table, length, count, end in zip(tables, lengths, counts, np.cumsum(counts), strict=True):
+        table[:count] = order[end - count : end]
+        cache[table[count - 1], :, :, length - (count - 1) * block_size :] = np.nan
+    starts = np.concatenate(([0], np.cumsum(queries)))
+    paged = ref.Paged(cache, starts.astype(np.int32), lengths.astype(np.int32), tables)
+    query = normal(rng, (queries.sum(), 2 * group * head_size), dtype)
+    packed = to_tensor(ref.pack_cache(kernels, cache, dtype), dtype)
+    options = (head_size**-0.5, window, None, True)
+    got = kernels.paged_attention(to_tensor(query, dtype), packed, paged.tensors(), *options)
+    ref.assert_close(got, ref.attention(query, paged, *options, ref.share_error(kernels, dtype)), dtype)
 
 
 def test_long_prefill_in_chunks(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     """Queries taken a few at a time give what they give together."""
     monkeypatch.setattr("vllm_ms_models.kernels.reference._SCORE_CHUNK", 300)
     rng = np.random.default_rng(0)
-    cache = normal(rng, kernels.cache_shape(16, 4, 2, 8), ms.float32)
+    cache = normal(rng, kernels.cache_shape(16, 16, 2, 8), ms.float32)
     blocks = rng.permutation(16)
     tables = np.stack((blocks[:10], np.pad(blocks[10:], (0, 4))))
     paged = ref.Paged(cache, *(np.array(array, np.int32) for array in ([0, 37, 60], [40, 23], tables)))
     query = normal(rng, (60, 32), ms.float32)
+    packed = to_tensor(ref.pack_cache(kernels, cache, ms.float32), ms.float32)
     for options in ((0.3, None, None, True), (0.3, 5, 20.0, True), (0.3, 6, None, False)):
-        got = kernels.paged_attention(
-            to_tensor(query, ms.float32), to_tensor(cache, ms.float32), paged.tensors(), *options
-        )
+        got = kernels.paged_attention(to_tensor(query, ms.float32), packed, paged.tensors(), *options)
         ref.assert_close(got, ref.attention(query, paged, *options), ms.float32)
 
 
 def test_wrong_shapes_are_refused(kernels: Kernels) -> None:
     weight, ones = kernels.new_weight([3], 4, ms.float32), to_tensor(np.ones(4), ms.float32)
     x, wide = to_tensor(np.ones((2, 4)), ms.float32), to_tensor(np.ones((2, 5)), ms.float32)
-    cache = to_tensor(np.zeros(kernels.cache_shape(2, 4, 1, 4)), ms.float32)
+    cache = to_tensor(np.zeros(kernels.cache_shape(2, 16, 1, 4)), ms.float32)
     for call in (
         lambda: kernels.linear(wide, weight),
         lambda: kernels.linear_split(wide, weight),

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kernels.references import share_error
 from tests.layer_testing import (
     UNIT,
     assert_close,
@@ -16,8 +17,9 @@ from tests.layer_testing import (
     examples,
     seeds,
 )
-from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
+from vllm_ms_models.bridge.tensors import DTYPES, to_mindspore, to_torch
 from vllm_ms_models.kernels import PagedSequences
+from vllm_ms_models.kernels.cpu import CpuKernels
 from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch, CacheView
 
@@ -38,6 +40,8 @@ class Cache:
     """A cache manager: gives out blocks in no order; what no token was written to is NaN."""
 
     def __init__(self, seed: int, cell: Attention, block_size: int, dtype: torch.dtype) -> None:
+        if isinstance(cell.kernels, CpuKernels):
+            block_size = -(-block_size // 16) * 16
         self.cell, self.block_size, self.dtype = cell, block_size, dtype
         self.generator = torch.Generator().manual_seed(seed)
         self.free = torch.randperm(BLOCKS, generator=self.generator).tolist()
@@ -94,7 +98,8 @@ def expected(cell: Attention, query: torch.Tensor, keys: torch.Tensor, values: t
 
     A score is a sum of head_size products, off by `off`; tanh adds 32 units of the cap. exp of a distance z from the
     largest score is off by a relative (64 + 8 |z|) units and by what both scores are off by. The shares are these,
-    divided by a sum that is off as the average of them; the result is a sum with the shares.
+    divided by a sum that is off as the average of them; the result is a sum with the shares. Where these are rounded to
+    bfloat16 (`share_error`), only how far the values are from the result is multiplied by that error.
     """
     groups = cell.num_heads // cell.num_kv_heads
     q, k, v = (x.double().transpose(0, 1) for x in (query, keys, values))
@@ -118,7 +123,9 @@ def expected(cell: Attention, query: torch.Tensor, keys: torch.Tensor, values: t
     largest = off.masked_fill(~mask, 0).amax(-1, True)
     relative = off + largest + (65 + 9 * below + scores.masked_fill(~mask, 0).abs()) * UNIT
     relative = relative + (shares * relative).sum(-1, True) + (2 * len(keys) + 4) * UNIT
-    error = (shares * relative) @ v.abs()
+    share = share_error(cell.kernels, DTYPES[query.dtype])
+    spread = (shares.unsqueeze(-1) * (v.unsqueeze(1) - want.unsqueeze(2)).abs()).sum(2)
+    error = (shares * relative) @ v.abs() + share / (1 - share) * spread
     return tuple(x.transpose(0, 1).reshape(len(query), -1) for x in (want, error))
 
 
@@ -173,11 +180,11 @@ def test_any_batches(seed, dtype, heads, head_size, block_size, window, soft_cap
 
 def test_only_its_slots_of_the_cache_are_written():
     cell = Attention(NAME, 2, 1, 8)
-    cache = Cache(0, cell, 4, torch.float32)
-    cache.step({"a": 6})
-    written = ~cache.memory.isnan().all(-1).flatten(1).any(1)  # blocks that are full
-    assert written.nonzero().flatten().tolist() == [cache.sequences["a"].table[0]]
-    assert int(cache.memory.isnan().logical_not().sum()) == 6 * 2 * 8
+    cache = Cache(0, cell, 16, torch.float32)
+    cache.step({"a": 20})
+    full = ~cache.memory.isnan().flatten(1).any(1)
+    assert full.nonzero().flatten().tolist() == [cache.sequences["a"].table[0]]
+    assert int(cache.memory.isnan().logical_not().sum()) == 20 * 2 * 8
 
 
 def test_layers_with_different_windows_have_different_block_tables():

@@ -146,6 +146,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "--enable-lora": ({"enable_lora": True}, r"--enable-lora is not supported yet"),
     "--runner": ({"runner": "pooling"}, r"--runner pooling is not supported yet"),
     "--load-format": ({"load_format": "pt"}, r"--load-format pt is not supported.*safetensors"),
+    "--block-size": ({"block_size": 8}, r"--block-size 8 is not supported: use a multiple of 16"),
     "--kv-cache-dtype": ({"kv_cache_dtype": "fp8"}, r"--kv-cache-dtype fp8 is not supported"),
     "--model-impl": ({"model_impl": "transformers"}, r"--model-impl transformers"),
     "--speculative-config": (

@@ -10,6 +10,7 @@ from vllm_ms_models import registry
 from vllm_ms_models.bridge.loader import LOAD_FORMATS
 
 WORKER = "vllm_ms_models.worker.MindSporeWorker"
+BLOCK_MULTIPLE = 16  # the CPU kernels keep the positions of a cache block in panels of 16
 
 
 def refusals(vllm_config: VllmConfig) -> Iterator[str]:
@@ -43,6 +44,8 @@ def _model(vllm_config: VllmConfig) -> Iterator[str]:
             f"--kv-cache-dtype {cache.cache_dtype} is not supported: the cache has the model's dtype "
             f"({model.dtype}); use --kv-cache-dtype auto."
         )
+    if cache.block_size % BLOCK_MULTIPLE:
+        yield f"--block-size {cache.block_size} is not supported: use a multiple of {BLOCK_MULTIPLE}, or leave it out."
     if load.load_format not in LOAD_FORMATS:
         yield (
             f"--load-format {load.load_format} is not supported: weights are read from safetensors; "

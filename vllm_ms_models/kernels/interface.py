@@ -148,7 +148,11 @@ class Kernels(ABC):
     def cache_shape(
         self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int
     ) -> tuple[int, int, int, int, int]:
-        """Shape of one layer's KV cache, block axis first, for `write_kv` and `paged_attention`."""
+        """Shape of one layer's KV cache, block axis first, for `write_kv` and `paged_attention`.
+
+        What a block holds where is the back end's own; its bytes are those of its keys and values. Raises ValueError
+        for a block size that the back end does not take; every one takes multiples of 16.
+        """
 
     @abstractmethod
     def write_kv(self, key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:

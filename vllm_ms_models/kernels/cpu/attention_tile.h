@@ -1,37 +1,62 @@
-// Attention's tiles: one thread's buffers, and keys and values on their way from the paged cache into panels.
-// attention.cpp explains the whole.
+// Attention's tiles: one thread's buffers, and where the keys and values of a tile are multiplied: in the cache itself,
+// or in a copy. attention.cpp explains the whole, kv_cache.cpp the layout of the cache.
 #pragma once
 
-#include "kernels.h"
+#include "attention_softmax.h"
+#include "kv_cache.h"
 #include "tile.h"
 
 namespace vllm_ms {
 namespace ISA_NS {
 
-constexpr long kKeys = 128;  // positions of a tile
+constexpr long kKeys = 256;       // positions of a tile
+constexpr long kDirectRows = 24;  // up to here keys and values are multiplied where they are
+constexpr long kMaxRuns = kKeys / kGroup;
+
+// Which micro-kernel multiplies keys and values in the cache, and which a copy of them. Both take the same activations.
+template <class T>
+struct Forms {
+  typedef Float Direct, Copied;
+};
+template <>
+struct Forms<F16> {
+  typedef Half Direct;
+  typedef Float Copied;
+};
+template <>
+struct Forms<Bf16> {
+#if defined(__AVX512BF16__)
+  typedef Dots Direct, Copied;
+#else
+  typedef Pairs Direct;
+  typedef Float Copied;
+#endif
+};
 
 struct Geometry {
-  long group, head_size, padded;  // padded: head_size up to a multiple of 16
-  long row_bytes, half_bytes, block_bytes;
+  CacheLayout layout;
+  long group, padded;  // query heads of a KV head; head_size up to a multiple of 16
+  long tokens;         // of an item, at most
+  bool direct;         // the panels of the cache need no padding
 };
 
 // One thread's buffers for an item.
 struct Buffers {
-  char* query;    // [rows][depth] float32, or pairs of bf16
-  char* keys;     // [kKeys / 16][depth][16]
-  float* values;  // [kKeys][padded]
-  float* scores;  // [rows][kKeys]
+  char* query;    // [rows][steps] float32, or pairs of bf16
+  char* keys;     // copied: [kKeys / 16][steps][16]
+  char* values;   // copied: [kKeys / pair][padded]
+  float* scores;  // [kRows][kKeys]; probabilities take their place
   float* out;     // [rows][padded]
-  float* m;
-  float* l;
+  RowStates* states;  // a block of rows each
 };
 
 static bool take_buffers(const Geometry& g, long rows, Buffers& b) {
-  const long depth = (g.head_size + 1) / 2 * 2 * 4;  // bytes of a row; pairs need half of it
-  const long sizes[] = {rows * depth, kKeys * depth, kKeys * g.padded * 4, rows * kKeys * 4, rows * g.padded * 4,
-                        rows * 4,     rows * 4};
-  long total = 0, offset[7];
-  for (int i = 0; i < 7; ++i) {
+  const long depth = (g.layout.head_size + 1) / 2 * 2 * 4;  // bytes of a row; pairs need half of it
+  const long blocks = ceil_div(rows, tile_rows(rows));
+  const long sizes[] = {rows * depth,         kKeys * depth,        kKeys * g.padded * 4,
+                        kRows * kKeys * 4,    rows * g.padded * 4,  blocks * long(sizeof(RowStates))};
+  long total = 0, offset[6];
+  for (int i = 0; i < 6; ++i) {
     offset[i] = total;
     total += ceil_div(sizes[i], 64) * 64;
   }
@@ -39,113 +64,161 @@ static bool take_buffers(const Geometry& g, long rows, Buffers& b) {
   if (!base) return false;
   b = {base + offset[0],
        base + offset[1],
-       reinterpret_cast<float*>(base + offset[2]),
+       base + offset[2],
        reinterpret_cast<float*>(base + offset[3]),
        reinterpret_cast<float*>(base + offset[4]),
-       reinterpret_cast<float*>(base + offset[5]),
-       reinterpret_cast<float*>(base + offset[6])};
+       reinterpret_cast<RowStates*>(base + offset[5])};
   return true;
 }
 
-// Transposes a VW x VW matrix of 32-bit values held in VW registers: in each of log2(VW) stages, rows a distance apart
-// exchange the off-diagonal blocks of that size.
-INLINE void transpose(vi* rows) {
-  UNROLL for (int distance = VW / 2; distance; distance /= 2) {
-    const vi low = (kLanes & distance) ? kLanes + (VW - distance) : kLanes;
-    const vi high = (kLanes & distance) ? kLanes + VW : kLanes + distance;
-    UNROLL for (int i = 0; i < VW; ++i) {
-      if (i & distance) continue;
-      const vi a = rows[i], b = rows[i + distance];
-      rows[i] = __builtin_shuffle(a, b, low);
-      rows[i + distance] = __builtin_shuffle(a, b, high);
-    }
-  }
-}
-
-// How the scores are multiplied: which micro-kernel, and how a row of q or k is stored for it.
+// A row of the query as `count` activations; what lies beyond the head is zero.
 template <class T>
-struct FloatScores {
-  typedef Float W;
-  static long depth(long head_size) { return head_size; }
-  INLINE vi read(const T* row, long d) { return (vi)load(row + d); }
-  INLINE int32_t read_one(const T* row, long d, long) {
-    float x = load_one(row + d);
-    return load_raw<int32_t>(&x);
-  }
-};
-#if defined(__AVX512BF16__)
-struct DotScores {
-  typedef Dots W;
-  static long depth(long head_size) { return ceil_div(head_size, 2); }
-  INLINE vi read(const Bf16* row, long d) { return load_raw<vi>(row + 2 * d); }
-  INLINE int32_t read_one(const Bf16* row, long d, long head_size) {
-    return row[2 * d].bits | (2 * d + 1 < head_size ? uint32_t(row[2 * d + 1].bits) << 16 : 0u);
-  }
-};
-#endif
-
-template <class T, class S>
-static void copy_query(const T* from, int32_t* to, long head_size) {
-  const long depth = S::depth(head_size);
-  for (long d = 0; d < depth; ++d) to[d] = S::read_one(from, d, head_size);
+static void copy_query(const T* from, float* to, long head_size, long count) {
+  for (long d = 0; d < count; ++d) to[d] = d < head_size ? load_one(from + d) : 0.0f;
+}
+static void copy_query(const Bf16* from, uint32_t* to, long head_size, long count) {
+  if (head_size % 2) to[count - 1] = 0;
+  memcpy(to, from, size_t(head_size) * 2);
 }
 
-// 16 rows of keys (those from `count` on are zero) to one panel [depth][16].
-template <class T, class S>
-static void pack_keys(const T* const* rows, long count, char* panel, long head_size) {
-  const long depth = S::depth(head_size), whole = head_size / (S::W::kDepth * VW) * VW;
-  int32_t* out = reinterpret_cast<int32_t*>(panel);
-  for (long lane = 0; lane < 16; lane += VW) {
-    for (long d = 0; d < whole; d += VW) {
-      vi block[VW];
-      UNROLL for (int i = 0; i < VW; ++i)
-        block[i] = lane + i < count ? S::read(rows[lane + i], d) : vi{};
-      transpose(block);
-      UNROLL for (int i = 0; i < VW; ++i)
-        store_raw(out + (d + i) * 16 + lane, block[i]);
+// --- copies: the first `count` of a group's 16 positions, the others (which may hold anything) as zeros --------------
+
+INLINE vi first_lanes(long lane, long count) { return kLanes + int(lane) < int(count); }
+
+// Pairs of bf16, n of them; the others are zero.
+INLINE vu load_pairs(const Bf16* from, long n) {
+  if (n >= VW) return load_raw<vu>(from);
+  uint32_t lanes[VW] = {};
+  memcpy(lanes, from, size_t(n) * 4);
+  return load_raw<vu>(lanes);
+}
+INLINE void store_wide(float* to, vu bits) { store(to, (vf)bits); }
+
+template <class T>
+static void copy_keys(const T* keys, float* to, long head_size, long count) {
+  for (long lane = 0; lane < kGroup; lane += VW)
+    for (long i = lane; i < head_size * kGroup; i += kGroup)
+      store_wide(to + i, (vu)load(keys + i) & (vu)first_lanes(lane, count));
+}
+static void copy_keys(const Bf16* keys, float* to, long head_size, long count) {
+  for (long lane = 0; lane < kGroup; lane += VW) {
+    const vu kept = (vu)first_lanes(lane, count);
+    long d = 0;
+    for (; d + 1 < head_size; d += 2) {
+      const vu pair = load_raw<vu>(keys + d * kGroup + 2 * lane) & kept;
+      store_wide(to + d * kGroup + lane, pair << 16);
+      store_wide(to + (d + 1) * kGroup + lane, pair & 0xffff0000u);
     }
-    for (long d = whole; d < depth; ++d)
-      for (long i = lane; i < lane + VW; ++i) out[d * 16 + i] = i < count ? S::read_one(rows[i], d, head_size) : 0;
+    if (d < head_size) store_wide(to + d * kGroup + lane, (vu)load(keys + d * kGroup + lane) & kept);
+  }
+}
+static void copy_keys(const Bf16* keys, uint32_t* to, long head_size, long count) {
+  for (long lane = 0; lane < kGroup; lane += VW) {
+    const vu kept = (vu)first_lanes(lane, count);
+    long d = 0;
+    for (; d + 1 < head_size; d += 2, to += kGroup)
+      store_raw(to + lane, load_raw<vu>(keys + d * kGroup + 2 * lane) & kept);
+    if (d < head_size) store_raw(to + lane, ((vu)load(keys + d * kGroup + lane) & kept) >> 16);
+    to -= d / 2 * kGroup;
   }
 }
 
 template <class T>
-static void widen_value(const T* from, float* to, long head_size, long padded) {
-  long d = 0;
-  for (; d + VW <= head_size; d += VW) store(to + d, load(from + d));
-  if (d < head_size) {
-    store(to + d, load_some(from + d, head_size - d));
-    d += VW;
+static void copy_values(const T* values, float* to, long head_size, long padded, long count) {
+  for (long i = 0; i < kGroup; ++i, values += head_size, to += padded)
+    for (long d = 0; d < padded; d += VW) {
+      const long n = i < count ? max(0, head_size - d) : 0;
+      store(to + d, n >= VW ? load(values + d) : load_some(values + d, n));
+    }
+}
+static void copy_values(const Bf16* values, float* to, long head_size, long padded, long count) {
+  for (long i = 0; i < kGroup; i += 2, values += 2 * head_size, to += 2 * padded)
+    for (long d = 0; d < padded; d += VW) {
+      const vu pairs = load_pairs(values + 2 * d, max(0, head_size - d));
+      store_wide(to + d, i < count ? pairs << 16 : vu{});
+      store_wide(to + padded + d, i + 1 < count ? pairs & 0xffff0000u : vu{});
+    }
+}
+static void copy_values(const Bf16* values, uint32_t* to, long head_size, long padded, long count) {
+  for (long i = 0; i < kGroup; i += 2, values += 2 * head_size, to += padded) {
+    const uint32_t kept = i + 1 < count ? 0xffffffffu : i < count ? 0xffffu : 0;
+    for (long d = 0; d < padded; d += VW) store_raw(to + d, load_pairs(values + 2 * d, max(0, head_size - d)) & kept);
   }
-  for (; d < padded; ++d) to[d] = 0;
 }
 
-// Loads the keys and values of positions [begin, begin + count) of one KV head of a sequence. Blocks are scattered over
-// memory, so the hardware prefetcher stops at the end of each: rows of the next one (if it begins before `limit`) are
-// requested while this one is converted.
-template <class T, class S>
-static void load_tile(const AttentionCall& call, const Geometry& g, long sequence, long kv_head, long begin, long count,
-                      long limit, const Buffers& b) {
-  const int32_t* table = call.block_tables + sequence * call.table_stride;
-  const char* base = static_cast<const char*>(call.cache) + kv_head * call.block_size * g.row_bytes;
-  const T* rows[16];
-  long block = begin / call.block_size, offset = begin % call.block_size;
-  for (long i = 0; i < count; ++block, offset = 0) {
-    const char* at = base + table[block] * g.block_bytes + offset * g.row_bytes;
-    const char* next = (block + 1) * call.block_size < limit ? base + table[block + 1] * g.block_bytes : nullptr;
-    const long end = min(count, i + call.block_size - offset);
-    for (; i < end; ++i, at += g.row_bytes) {
-      rows[i % 16] = reinterpret_cast<const T*>(at);
-      widen_value(reinterpret_cast<const T*>(at + g.half_bytes), b.values + i * g.padded, g.head_size, g.padded);
-      for (long line = 0; next && line < g.row_bytes; line += 64) {
-        __builtin_prefetch(next + line);
-        __builtin_prefetch(next + g.half_bytes + line);
-      }
-      if (next) next += g.row_bytes;
-      if (i % 16 == 15 || i == count - 1)
-        pack_keys<T, S>(rows, i % 16 + 1, b.keys + i / 16 * S::depth(g.head_size) * 64, g.head_size);
-    }
+// --- a tile --------------------------------------------------------------------------------------------------------
+
+// Where one head of one sequence lies.
+struct Source {
+  const int32_t* table;
+  const char* base;
+  long length;
+};
+
+// The group of keys that holds `position`.
+INLINE const char* find_group(const CacheLayout& layout, const Source& source, long position) {
+  const uint32_t size = uint32_t(layout.block_size), at = uint32_t(position);
+  return source.base + source.table[at / size] * layout.block + at % size / uint32_t(kGroup) * layout.group;
+}
+
+// Groups of positions that follow each other in memory.
+struct Run {
+  const char *keys, *values;
+  long groups;
+  bool direct;  // in the cache
+};
+
+template <class T>
+static void copy_group(const Geometry& g, const char* from, long count, char* keys, char* values) {
+  typedef typename Forms<T>::Copied W;
+  typedef typename W::X X;
+  const CacheLayout& layout = g.layout;
+  const T *k = reinterpret_cast<const T*>(from), *v = reinterpret_cast<const T*>(from + layout.half);
+  if (W::kDepth == 2 && g.direct && count == kGroup) {
+    memcpy(keys, k, size_t(layout.group));
+    memcpy(values, v, size_t(layout.group));
+    return;
   }
+  copy_keys(k, reinterpret_cast<X*>(keys), layout.head_size, count);
+  copy_values(v, reinterpret_cast<X*>(values), layout.head_size, g.padded, count);
+}
+
+INLINE void request(const char* from, long bytes) {
+  for (long line = 0; line < bytes; line += 64) __builtin_prefetch(from + line);
+}
+
+// Fills `runs` with the groups from `begin` (a multiple of 16) to `end`; returns how many there are. The group in which
+// the sequence ends is copied, because what follows may be NaN; so is everything if not `direct`.
+template <class T>
+static long find_runs(const Geometry& g, const Source& source, long begin, long end, bool direct, const Buffers& b,
+                      Run* runs) {
+  typedef typename Forms<T>::Copied W;
+  const CacheLayout& layout = g.layout;
+  const long key_bytes = ceil_div(layout.head_size, W::kDepth) * 64, value_bytes = kGroup / W::kDepth * g.padded * 4;
+  long count = 0;
+  for (long at = begin; at < end;) {
+    const char* from = find_group(layout, source, at);
+    const long index = (at - begin) / kGroup;
+    Run* last = count ? runs + count - 1 : nullptr;
+    if (direct && at + kGroup <= source.length) {
+      const long room = layout.block_size - at % layout.block_size;
+      const long groups = min(room / kGroup, min(ceil_div(end - at, kGroup), (source.length - at) / kGroup));
+      runs[count++] = {from, from + layout.half, groups, true};
+      at += groups * kGroup;
+      continue;
+    }
+    if (at + 4 * kGroup < end) {  // in another block, which the hardware's prefetcher does not foresee
+      const char* next = find_group(layout, source, at + 4 * kGroup);
+      request(next, layout.group);
+      request(next + layout.half, layout.group);
+    }
+    char *keys = b.keys + index * key_bytes, *values = b.values + index * value_bytes;
+    copy_group<T>(g, from, min(kGroup, source.length - at), keys, values);
+    if (last && !last->direct) ++last->groups;
+    else runs[count++] = {keys, values, 1, false};
+    at += kGroup;
+  }
+  return count;
 }
 
 }  // namespace ISA_NS

@@ -23,6 +23,7 @@ _DTYPES = (ms.float32, ms.bfloat16, ms.float16, ms.int32, ms.int64)  # in the or
 _FLOAT32, _BFLOAT16, _FLOAT16, _INT32, _INT64 = range(5)
 # MindSpore's dtypes are singletons; comparing them costs 1 us, an identity look-up 0.05 us.
 _CODES: dict[int, int] = {id(dtype): code for code, dtype in enumerate(_DTYPES)}
+_GROUP = 16  # positions of a panel of keys
 _SILU, _GELU_ERF, _GELU_TANH = range(3)
 _GATES = {"silu": _SILU, "gelu": _GELU_ERF, "gelu_tanh": _GELU_TANH}
 
@@ -209,6 +210,9 @@ class CpuKernels(Kernels):
     def cache_shape(
         self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int
     ) -> tuple[int, int, int, int, int]:
+        """Axis 1 is key or value; how the last two are arranged within is told in kv_cache.cpp."""
+        if block_size % _GROUP:
+            raise ValueError(f"Cache blocks of {block_size} positions are not supported; a multiple of {_GROUP} is.")
         return num_blocks, 2, num_kv_heads, block_size, head_size
 
     def write_kv(self, key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:

@@ -1,4 +1,4 @@
-// Norms, gated activations, rotary embedding, writing the KV cache: everything that touches each value once or twice.
+// Norms, gated activations, rotary embedding: everything that touches each value once or twice.
 //
 // These kernels are limited by memory (many rows) or by their own call overhead (one row: 896 values take 0.1 us). So
 // they read and write each value once per pass, compute in float32 whatever the storage type, round once, and use a
@@ -12,7 +12,6 @@
 // * rotary: cos and sin come as float32 rows, one per position; pairs are (i, i + r/2) or (2i, 2i + 1). Whole vectors
 // for the
 //   first form; the interleaved one is computed in pairs of scalars, which the compiler vectorises well enough.
-// * write_kv: copies head by head into [block, 2, kv_heads, block_size, head_size].
 
 #include "kernels.h"
 #include "simd.h"
@@ -163,29 +162,6 @@ const char* rotary(const RotaryCall& call) {
   if (call.dtype == kFloat32) rotate<float>(call);
   else if (call.dtype == kBfloat16) rotate<Bf16>(call);
   else rotate<F16>(call);
-  return nullptr;
-}
-
-const char* write_kv(const WriteCall& call) {
-  const long slots = call.num_blocks * call.block_size;
-  for (long token = 0; token < call.tokens; ++token)
-    if (call.slots[token] >= slots)
-      return fail("write_kv: slot %ld of token %ld is outside of the cache's %ld slots.", long(call.slots[token]),
-                  token, slots);
-  const long bytes = call.head_size * dtype_size(call.dtype), half = call.kv_heads * call.block_size * bytes;
-  parallel_ranges(call.tokens, call.kv_heads * bytes * 4, [&](long begin, long end) {
-    for (long token = begin; token < end; ++token) {
-      const long slot = call.slots[token];
-      if (slot < 0) continue;
-      char* to = static_cast<char*>(call.cache) + slot / call.block_size * 2 * half + slot % call.block_size * bytes;
-      const char* key = static_cast<const char*>(call.key) + token * call.kv_heads * bytes;
-      const char* value = static_cast<const char*>(call.value) + token * call.kv_heads * bytes;
-      for (long h = 0; h < call.kv_heads; ++h, to += call.block_size * bytes) {
-        memcpy(to, key + h * bytes, size_t(bytes));
-        memcpy(to + half, value + h * bytes, size_t(bytes));
-      }
-    }
-  });
   return nullptr;
 }
 

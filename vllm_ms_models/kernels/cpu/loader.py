@@ -29,7 +29,7 @@ logger = logging.getLogger("vllm.ms_models")
 
 MODULE = "_vllm_ms_cpu"
 SOURCES = Path(__file__).parent
-KERNELS = ("gemm", "attention", "elementwise", "pack")  # compiled once per instruction set
+KERNELS = ("gemm", "attention", "elementwise", "kv_cache", "pack")  # compiled once per instruction set
 COMMON = ("module", "memory", "threads")  # compiled once, for any machine
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")

@@ -192,10 +192,11 @@ INLINE vf exponential(vf x) {
   return p * (vf)((half + 127) << 23) * (vf)((whole - half + 127) << 23);
 }
 
-// 2^x for x <= 0, relative error about 1e-7 plus the polynomial's 2e-9: for softmax, where anything below 2^-126 may as
-// well be 2^-126. Keeps NaN. The sum with 1.5 * 2^23 holds the rounded exponent in its low bits.
+// 2^x for x <= 0, relative error about 1e-7 plus the polynomial's 2e-9: for softmax, where anything below 2^-127 may as
+// well be 0. Keeps NaN. The sum with 1.5 * 2^23 holds the rounded exponent in its low bits; at -127 the polynomial is
+// exactly 1 and its exponent becomes that of 0.
 INLINE vf power_of_two(vf x) {
-  x = x < -126.0f ? splat(-126.0f) : x;
+  x = x < -127.0f ? splat(-127.0f) : x;
   vf shifted = x + 12582912.0f;
   vf r = x - (shifted - 12582912.0f);
   vf p = r * 0.000153533620f + 0.00133988750f;

@@ -1,0 +1,165 @@
+// Writing keys and values into the paged cache, in the layout in which attention multiplies them.
+//
+// Layout. One layer's cache is [num_blocks][keys, values][kv_heads] pieces of block_size * head_size elements, and
+// block_size is a multiple of 16. What a piece holds depends on the storage type, not on the instruction set:
+//
+//                          keys                                          values
+//     float32, float16     [block_size / 16][head_size][16]              [block_size][head_size]
+//     bfloat16             [block_size / 16] of [head_size / 2][16][2]   [block_size / 2][head_size][2]
+//                          and, if head_size is odd, [16]
+//
+// Keys are panels of 16 positions, one step along the head's features being contiguous: the layout of a linear layer's
+// weight, so scores are the micro-kernel of tile.h on the cache itself. Values are already panels of features along the
+// positions, because rows of the same head follow each other; bfloat16 ones are interleaved in pairs of positions, what
+// vdpbf16ps multiplies. A position is written once and read by every later step, so the shuffling is here.
+//
+// A bfloat16 key of an odd head size has no partner for its last feature: the 16 of a panel follow the pairs, in the
+// same number of bytes. Attention pads such panels on its way (attention_tile.h).
+//
+// Speed. Of a whole panel of new positions (consecutive slots from a multiple of 16, i.e. prefill) keys are transposed
+// VW x VW in registers and pairs of values interleaved, a few cycles for 64 bytes, so that memory is the limit. Other
+// tokens, such as one each of many sequences, are scattered value by value: about 100 stores for a head of 64. Tokens
+// are spread over the threads. Two threads may write to the same cache line but never to the same element, and no store
+// is wider than what its thread owns.
+
+#include "kv_cache.h"
+
+namespace vllm_ms {
+namespace ISA_NS {
+VLLM_MS_DECLARE_KERNELS
+namespace {
+
+// One position, which is number `lane` of its group, to the group's keys.
+template <class T>
+static void write_key(const T* key, T* group, long lane, long head_size) {
+  for (long d = 0; d < head_size; ++d) group[d * kGroup + lane] = key[d];
+}
+static void write_key(const Bf16* key, Bf16* group, long lane, long head_size) {
+  for (long d = 0; d + 1 < head_size; d += 2) memcpy(group + d * kGroup + lane * 2, key + d, 4);
+  if (head_size % 2) group[(head_size - 1) * kGroup + lane] = key[head_size - 1];
+}
+
+template <class T>
+static void write_value(const T* value, T* group, long lane, long head_size) {
+  memcpy(group + lane * head_size, value, size_t(head_size) * sizeof(T));
+}
+static void write_value(const Bf16* value, Bf16* group, long lane, long head_size) {
+  Bf16* to = group + lane / 2 * 2 * head_size + lane % 2;
+  for (long d = 0; d < head_size; ++d) to[2 * d] = value[d];
+}
+
+// VW features of VW positions, transposed: 32 bits of each feature, or of each pair of features.
+INLINE void store_keys(float* to, const vi* rows) {
+  UNROLL for (int i = 0; i < VW; ++i)
+    store_raw(to + i * kGroup, rows[i]);
+}
+INLINE void store_keys(Bf16* to, const vi* rows) {
+  UNROLL for (int i = 0; i < VW; ++i)
+    store_raw(to + i * 2 * kGroup, rows[i]);
+}
+INLINE void store_keys(F16* to, const vi* rows) {
+  UNROLL for (int i = 0; i < VW; ++i) {
+    store_raw(to + 2 * i * kGroup, __builtin_convertvector((vu)rows[i] & 0xffff, vh));
+    store_raw(to + (2 * i + 1) * kGroup, __builtin_convertvector((vu)rows[i] >> 16, vh));
+  }
+}
+template <class T>
+INLINE T* lane_of(T* group, long lane) {
+  return group + lane;
+}
+INLINE Bf16* lane_of(Bf16* group, long lane) { return group + 2 * lane; }
+
+// A whole group from kGroup rows that are `stride` apart.
+template <class T>
+static void write_keys(const T* keys, long stride, T* group, long head_size) {
+  constexpr long kStep = VW * 4 / long(sizeof(T));
+  long d = 0;
+  for (; d + kStep <= head_size; d += kStep)
+    for (long lane = 0; lane < kGroup; lane += VW) {
+      vi rows[VW];
+      UNROLL for (int i = 0; i < VW; ++i)
+        rows[i] = load_raw<vi>(keys + (lane + i) * stride + d);
+      transpose(rows);
+      store_keys(lane_of(group, lane) + d * kGroup, rows);
+    }
+  if (d == head_size) return;
+  for (long lane = 0; lane < kGroup; ++lane)
+    write_key(keys + lane * stride + d, group + d * kGroup, lane, head_size - d);  // d is even
+}
+
+template <class T>
+static void write_values(const T* values, long stride, T* group, long head_size) {
+  for (long lane = 0; lane < kGroup; ++lane) write_value(values + lane * stride, group, lane, head_size);
+}
+static void write_values(const Bf16* values, long stride, Bf16* group, long head_size) {
+  for (long lane = 0; lane < kGroup; lane += 2, group += 2 * head_size) {
+    const Bf16 *even = values + lane * stride, *odd = even + stride;
+    long d = 0;
+    for (; d + VW <= head_size; d += VW) {
+      const vu low = __builtin_convertvector(load_raw<vh>(even + d), vu);
+      const vu high = __builtin_convertvector(load_raw<vh>(odd + d), vu);
+      store_raw(group + 2 * d, low | (high << 16));
+    }
+    for (; d < head_size; ++d) group[2 * d] = even[d], group[2 * d + 1] = odd[d];
+  }
+}
+
+// Whether the tokens from `token` on, of which there are `left`, fill a group.
+INLINE bool fills_group(const int64_t* slots, long token, long left) {
+  const int64_t slot = slots[token];
+  if (left < kGroup || slot % kGroup) return false;
+  for (long i = 1; i < kGroup; ++i)
+    if (slots[token + i] != slot + i) return false;
+  return true;
+}
+
+template <class T>
+static void write_tokens(const WriteCall& call, long begin, long end) {
+  const CacheLayout layout = layout_of(call.block_size, call.head_size, call.kv_heads, sizeof(T));
+  const long size = call.head_size, stride = call.kv_heads * size;
+  for (long token = begin, count; token < end; token += count) {
+    count = 1;
+    const long slot = call.slots[token];
+    if (slot < 0) continue;
+    const bool whole = fills_group(call.slots, token, end - token);
+    if (whole) count = kGroup;
+    const long offset = slot % call.block_size;
+    char* at = static_cast<char*>(call.cache) + slot / call.block_size * layout.block + offset / kGroup * layout.group;
+    const T* key = static_cast<const T*>(call.key) + token * stride;
+    const T* value = static_cast<const T*>(call.value) + token * stride;
+    for (long h = 0; h < call.kv_heads; ++h, at += layout.head, key += size, value += size) {
+      T *keys = reinterpret_cast<T*>(at), *values = reinterpret_cast<T*>(at + layout.half);
+      if (whole) {
+        write_keys(key, stride, keys, size);
+        write_values(value, stride, values, size);
+      } else {
+        write_key(key, keys, offset % kGroup, size);
+        write_value(value, values, offset % kGroup, size);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+const char* write_kv(const WriteCall& call) {
+  const long slots = call.num_blocks * call.block_size;
+  if (call.block_size % kGroup)
+    return fail("write_kv: blocks of %ld positions; a multiple of %ld is expected.", call.block_size, kGroup);
+  for (long token = 0; token < call.tokens; ++token)
+    if (call.slots[token] >= slots)
+      return fail("write_kv: slot %ld of token %ld is outside of the cache's %ld slots.", long(call.slots[token]),
+                  token, slots);
+  const long bytes = call.kv_heads * call.head_size * dtype_size(call.dtype) * 4;
+  // Ranges of whole groups of tokens: the slots of a prefill that starts with a block then come in whole groups, too.
+  parallel_ranges(ceil_div(call.tokens, kGroup), bytes * kGroup, [&](long begin, long end) {
+    begin *= kGroup, end = min(end * kGroup, call.tokens);
+    if (call.dtype == kFloat32) write_tokens<float>(call, begin, end);
+    else if (call.dtype == kBfloat16) write_tokens<Bf16>(call, begin, end);
+    else write_tokens<F16>(call, begin, end);
+  });
+  return nullptr;
+}
+
+}  // namespace ISA_NS
+}  // namespace vllm_ms
