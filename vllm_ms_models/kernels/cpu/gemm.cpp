@@ -20,14 +20,14 @@
 //
 // One row of weights is read from memory once per task, whatever the number of rows. If a group exceeds kCacheBytes
 // (K > 3400 for bf16), K is cut into blocks, and the float32 sums of kRowBlocks micro-kernel heights of rows are kept
-// in a buffer between them. Numbers: the bf16 micro-kernel does 24 dot products per 3 x 64 bytes of weights, so it needs 8
-// bytes per cycle from L2 (which gives 32), and 1/16 line per row and step of x.
+// in a buffer between them. Numbers: the bf16 micro-kernel does 24 dot products per 3 x 64 bytes of weights, so it
+// needs 8 bytes per cycle from L2 (which gives 32), and 1/16 line per row and step of x.
 //
 // Reading ahead. With 8 to 64 rows memory and multipliers take about as long as each other (a core multiplies 12 rows
 // in the time it takes to read one line), so the micro-kernel requests the lines of the next block, or of the group
 // that this thread will take next, spread evenly over its calls: two blocks fit L2. 16 rows gain 10 to 15%, 32 rows 6
-// to 8%, 128 rows 2%. Up to 8 rows a group larger than kCacheBytes is used once and requested kAheadBytes ahead instead; one
-// or two rows always read so.
+// to 8%, 128 rows 2%. Up to 8 rows a group larger than kCacheBytes is used once and requested kAheadBytes ahead
+// instead; one or two rows always read so.
 //
 // gate|up. `linear_gated` never stores gate and up: a group holds pairs of their panels, and the float32 sums are
 // activated, multiplied and rounded once on their way out. Against two stored matrices and a pass over them this saves
