@@ -60,13 +60,14 @@ template <class W>
 static void multiply(const typename W::X* x, long x_stride, const char* w, long w_step, long w_panel, long steps,
                      float* out, long out_stride, bool accumulate, int rows, long panels, const char* next,
                      long bytes) {
-  Ahead ahead = {next, 0};
+  Ahead ahead = {next, 0, 64, 0};
   if (next && rows <= kFewRows) {  // one or two rows: the micro-kernel does not
     for (long line = 0; line < bytes; line += 64) __builtin_prefetch(next + line);
   } else if (next) {
     long calls = 0;
     for (long p = 0; p < panels; p += call_width(panels - p)) ++calls;
     ahead.lines = int(ceil_div(bytes, 64 * steps * calls));
+    ahead.move = ahead.lines * 64;
   }
   for (long p = 0; p < panels;) {
     const int width = call_width(panels - p);
@@ -74,7 +75,7 @@ static void multiply(const typename W::X* x, long x_stride, const char* w, long 
                          : width == 2 ? TileOf<W, (kPanels >= 2 ? 2 : 1), kRows>::get(rows)
                                       : TileOf<W, kPanels, kRows>::get(rows);
     tile(x, x_stride, w + p * w_panel, w_step, w_panel, steps, out + p * 16, out_stride, accumulate, ahead);
-    ahead.at += ahead.lines * 64 * steps;
+    ahead.at += ahead.move * steps;
     p += width;
   }
 }

@@ -150,7 +150,7 @@ static void multiply_group(const LinearCall& call, const typename W::X* x, long 
             x + (row - x_row + r) * x_stride + step * W::kSubsteps, x_stride,
             data + p * weight.panel_bytes + step * W::kStepBytes, W::kStepBytes, weight.panel_bytes,
             min(block_steps, steps - step), sums + r * stride + p * 16, stride, step > 0,
-            {after + fetched * weight.panel_bytes, after ? int(fetch) : 0});
+            {after + fetched * weight.panel_bytes, after ? int(fetch) : 0, weight.panel_bytes, W::kStepBytes});
       }
     }
     store_group(call, panel, panels, sums, stride, row, rows);

@@ -79,10 +79,11 @@ INLINE vf multiply_add(vf acc, uint32_t x, vu w) {
 #endif
 INLINE vf multiply_add(vf acc, float x, vf w) { return acc + x * w; }
 
-// Weights that will be needed soon: at every step the next line of each of `panels` panels is requested.
+// Memory that will be needed soon: every step requests `lines` cache lines, `stride` bytes apart, and moves `move` bytes.
 struct Ahead {
   const char* at;
-  int panels;
+  int lines;
+  long stride, move;
 };
 
 // out[r][16 p + i] (+)= sum over steps of x[r][step] * w[p][step][i]; strides of x and out in elements, of w in bytes.
@@ -100,8 +101,8 @@ static void tile(const typename W::X* x, long x_stride, const char* w, long w_st
     if (R <= kFewRows) UNROLL
       for (int p = 0; p < P; ++p) __builtin_prefetch(w + p * w_panel + kPrefetchBytes);
     else
-      for (int p = 0; p < ahead.panels; ++p) __builtin_prefetch(ahead.at + p * w_panel, 0, 2);
-    ahead.at += W::kStepBytes;
+      for (int i = 0; i < ahead.lines; ++i) __builtin_prefetch(ahead.at + i * ahead.stride, 0, 2);
+    ahead.at += ahead.move;
     UNROLL for (int s = 0; s < W::kSubsteps; ++s) {
       decltype(W::widen(raw[0], 0)) wide[kVectors];
       UNROLL for (int v = 0; v < kVectors; ++v)
@@ -151,7 +152,7 @@ static void multiply_block(const typename W::X* x, long x_stride, const char* w,
     int width = panels - p >= kPanels ? kPanels : 1;
     for (long r = 0; r < rows; r += height)
       find_tile<W>(int(min(height, rows - r)), width)(x + r * x_stride, x_stride, w + p * w_panel, w_step, w_panel,
-                                                      steps, out + r * out_stride + p * 16, out_stride, accumulate, {nullptr, 0});
+                                                      steps, out + r * out_stride + p * 16, out_stride, accumulate, {nullptr, 0, 0, 0});
     p += width;
   }
 }
