@@ -279,3 +279,27 @@ def test_nothing_at_all(kernels: CpuKernels) -> None:
     nothing = kernels.new_weight((0, 5), 0, ms.float32)
     x = module.empty(0, (3, 0))
     np.testing.assert_array_equal(to_array(kernels.linear(x, nothing)), np.zeros((3, 5)))
+
+
+# --- refusals --------------------------------------------------------------------------------------------------
+
+
+def test_unfit_arguments_are_refused_in_a_sentence(kernels: CpuKernels) -> None:
+    x, y = module.empty(1, (2, 8)), module.empty(0, (2, 8))
+    weight = kernels.new_weight((3,), 8, ms.bfloat16)
+    for call, message in (
+        (lambda: kernels.silu_and_mul(1, x), "gate is a <class 'int'>; a tensor is expected."),
+        (lambda: kernels.silu_and_mul(x, y), "up has dtype Float32; bfloat16 is expected."),
+        (lambda: kernels.silu_and_mul(x.T, x), "gate is not contiguous."),
+        (lambda: kernels.silu_and_mul(x, x[:1]), "up has shape (1, 8); (2, 8) is expected."),
+        (lambda: kernels.linear(x[0], weight), "x has 1 axes; 2 are expected."),
+        (lambda: kernels.linear(x, weight, y), "bias has shape (2, 8); (3,) is expected."),
+        (lambda: kernels.linear(x.view(4, 4), weight), "x has 4 features; the weight has 8 inputs."),
+        (lambda: kernels.linear(x, weight, dtype=ms.int8), "A result cannot have dtype Int8; float32, bfloat16 and"),
+        (lambda: kernels.embedding(x, weight), "ids has dtype BFloat16; int32 or int64 is expected."),
+        (lambda: kernels.write_kv(x, x, y, y), "cache has dtype Float32; bfloat16 is expected."),
+        (lambda: kernels.write_kv(x, x, x, y), "cache has shape (2, 8); (Ellipsis, 2, Ellipsis, Ellipsis, Ellipsis)"),
+    ):
+        with pytest.raises(ValueError) as error:
+            call()
+        assert str(error.value).startswith(message)
