@@ -3,12 +3,8 @@
 from mindspore import Tensor
 
 from vllm_ms_models.layers.context import ModelContext
-<<<<<<< HEAD
-from vllm_ms_models.layers.linear import GatedColumnParallelLinear, RowParallelLinear
-=======
 from vllm_ms_models.layers.layer import Layer
-from vllm_ms_models.layers.linear import MergedColumnParallelLinear, RowParallelLinear
->>>>>>> 3605b88 (A step's Python: layers are called directly, tensors are checked in C++)
+from vllm_ms_models.layers.linear import GatedColumnParallelLinear, RowParallelLinear
 
 
 class GatedMLP(Layer):

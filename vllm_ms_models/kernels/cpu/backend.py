@@ -182,7 +182,7 @@ def load_module() -> Any:
     global _module
     if _module is None:
         module = load()
-        module.connect(TensorPy, _DTYPES)
+        module.connect(TensorPy, _DTYPES, np.ndarray)
         module.set_thread_limit(_thread_limit())
         _module = module
     return _module

@@ -1,8 +1,8 @@
 // The Python module: choice of the instruction set, and a thin binding.
 //
-// Python passes MindSpore's tensors as they are; calls.h says what happens to them. There is no pybind11 and no MindSpore
-// header: the compiled module depends on the Python ABI alone. MindSpore must not have queued operators on the same
-// tensors (its launches are blocking in this package).
+// Python passes MindSpore's tensors as they are; calls.h says what happens to them. There is no pybind11 and no
+// MindSpore header: the compiled module depends on the Python ABI alone. MindSpore must not have queued operators on
+// the same tensors (its launches are blocking in this package).
 //
 // Each instruction set is a complete set of kernels in a namespace of its own. `kernels(name)` returns a module whose
 // functions carry that set as their `self`: objects that use different sets do not disturb each other.
