@@ -1,12 +1,13 @@
 """Attention over the paged KV cache."""
 
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
 from vllm_ms_models import kernels
 from vllm_ms_models.layers.batch import Batch
+from vllm_ms_models.layers.layer import Layer
 
 
-class Attention(nn.Cell):
+class Attention(Layer):
     """Scaled dot-product attention of one layer, with grouped KV heads, sliding window and soft cap.
 
     `name` is unique and holds the layer's number; under it the cache manager knows the layer. `cache` is bound to it

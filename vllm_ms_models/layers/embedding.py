@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, mint, nn, ops
+from mindspore import Tensor, mint, ops
 
 from vllm_ms_models import kernels
 from vllm_ms_models.checkpoint.slots import Slot
 from vllm_ms_models.distributed.group import Group
 from vllm_ms_models.layers.context import ModelContext
+from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.quantization.base import Part
 
 
@@ -20,7 +21,7 @@ def vocabulary_rows(vocab_size: int, group: Group) -> tuple[slice, int]:
     return slice(first, min(first + stored, vocab_size)), stored
 
 
-class VocabParallelEmbedding(nn.Cell):
+class VocabParallelEmbedding(Layer):
     """Token ids `[tokens]` -> hidden states `[tokens, hidden]`."""
 
     def __init__(self, name: str, vocab_size: int, hidden_size: int, context: ModelContext) -> None:
@@ -43,7 +44,7 @@ class VocabParallelEmbedding(nn.Cell):
         return self.group.all_reduce(self.kernels.embedding(ids, self.weight, self.first_row))
 
 
-class ParallelLMHead(nn.Cell):
+class ParallelLMHead(Layer):
     """Hidden states `[rows, hidden]` -> float32 logits `[rows, vocab]`.
 
     With `tied_to`, it multiplies by the embedding's own matrix and reads nothing from the checkpoint.

@@ -17,12 +17,13 @@ Fused layers read several checkpoint matrices; they are named one by one, so no 
 from collections.abc import Iterator, Sequence
 
 import mindspore as ms
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
 from vllm_ms_models.checkpoint.slots import Slot
 from vllm_ms_models.distributed.group import Group
 from vllm_ms_models.layers.activation import gated_activation
 from vllm_ms_models.layers.context import ModelContext
+from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.quantization.base import Part
 
 
@@ -33,7 +34,7 @@ def column_part(name: str, in_features: int, out_features: int, group: Group) ->
     return Part(name, (out_features, in_features), rows, slice(0, in_features))
 
 
-class Linear(nn.Cell):
+class Linear(Layer):
     """Storage and loading common to all of them."""
 
     def __init__(self, parts: Sequence[Part], bias: bool, context: ModelContext) -> None:

@@ -1,11 +1,12 @@
 """From the last hidden states to logits."""
 
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
 from vllm_ms_models.layers.embedding import ParallelLMHead
+from vllm_ms_models.layers.layer import Layer
 
 
-class LogitsProcessor(nn.Cell):
+class LogitsProcessor(Layer):
     """Logits of the rows that are sampled: `scale * head(hidden)`, then `soft_cap * tanh(logits / soft_cap)`.
 
     `hidden` is `[rows, hidden]`, only the rows wanted; the result float32 `[rows, vocab]`.

@@ -1,12 +1,13 @@
 """The gated feed-forward block of most decoders."""
 
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
 from vllm_ms_models.layers.context import ModelContext
+from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.linear import GatedColumnParallelLinear, RowParallelLinear
 
 
-class GatedMLP(nn.Cell):
+class GatedMLP(Layer):
     """`down(activation(gate(x)) * up(x))`, `[tokens, hidden]` -> `[tokens, hidden]`."""
 
     def __init__(

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
 from vllm_ms_models import kernels
 from vllm_ms_models.checkpoint.slots import Slot
+from vllm_ms_models.layers.layer import Layer
 
 
-class RMSNorm(nn.Cell):
+class RMSNorm(Layer):
     """Normalises the last axis, of `size` features."""
 
     def __init__(self, name: str, size: int, eps: float) -> None:

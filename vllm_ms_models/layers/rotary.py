@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
 from vllm_ms_models import kernels
 from vllm_ms_models.layers.context import ModelContext
+from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.rope import RopeParameters, cos_sin_table, covered_positions
 
 
-class RotaryEmbedding(nn.Cell):
+class RotaryEmbedding(Layer):
     """One table of angles for all layers; `rope.py` knows the scaling types. Rotates in place."""
 
     def __init__(self, config: Any, context: ModelContext, interleaved: bool = False) -> None:

@@ -8,6 +8,7 @@ from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.linear import QKVParallelLinear, RowParallelLinear
 from vllm_ms_models.layers.logits import LogitsProcessor
 from vllm_ms_models.layers.mlp import GatedMLP
@@ -16,7 +17,7 @@ from vllm_ms_models.layers.rotary import RotaryEmbedding
 from vllm_ms_models.registry import register_model
 
 
-class LlamaAttention(nn.Cell):
+class LlamaAttention(Layer):
     """Self-attention; `window` (Mistral) is the same for all layers."""
 
     def __init__(self, config: Any, rotary: RotaryEmbedding, context: ModelContext, prefix: str) -> None:
@@ -39,7 +40,7 @@ class LlamaAttention(nn.Cell):
         return self.o_proj(self.attention(query, key, value, batch))
 
 
-class LlamaDecoderLayer(nn.Cell):
+class LlamaDecoderLayer(Layer):
     """Attention and MLP, each behind a norm, each added to the residual stream by the next norm."""
 
     def __init__(self, config: Any, rotary: RotaryEmbedding, context: ModelContext, prefix: str) -> None:
@@ -57,7 +58,7 @@ class LlamaDecoderLayer(nn.Cell):
         return self.mlp(hidden), residual
 
 
-class LlamaModel(nn.Cell):
+class LlamaModel(Layer):
     """Token ids (or embeddings) to the last hidden states, normalised."""
 
     def __init__(self, config: Any, context: ModelContext, prefix: str = "model") -> None:
@@ -82,7 +83,7 @@ class LlamaModel(nn.Cell):
 
 
 @register_model("LlamaForCausalLM", "MistralForCausalLM")
-class LlamaForCausalLM(nn.Cell):
+class LlamaForCausalLM(Layer):
     """Llama with its language-model head; `config` is transformers' LlamaConfig or MistralConfig."""
 
     def __init__(self, config: Any, context: ModelContext) -> None:

@@ -8,6 +8,7 @@ from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.linear import QKVParallelLinear, RowParallelLinear
 from vllm_ms_models.layers.logits import LogitsProcessor
 from vllm_ms_models.layers.mlp import GatedMLP
@@ -16,7 +17,7 @@ from vllm_ms_models.layers.rotary import RotaryEmbedding
 from vllm_ms_models.registry import register_model
 
 
-class Qwen2Attention(nn.Cell):
+class Qwen2Attention(Layer):
     """Self-attention; some layers may see a sliding window only."""
 
     def __init__(self, config: Any, layer: int, rotary: RotaryEmbedding, context: ModelContext, prefix: str) -> None:
@@ -38,7 +39,7 @@ class Qwen2Attention(nn.Cell):
         return self.o_proj(self.attention(query, key, value, batch))
 
 
-class Qwen2DecoderLayer(nn.Cell):
+class Qwen2DecoderLayer(Layer):
     """Attention and MLP, each behind a norm, each added to the residual stream by the next norm."""
 
     def __init__(self, config: Any, layer: int, rotary: RotaryEmbedding, context: ModelContext, prefix: str) -> None:
@@ -55,7 +56,7 @@ class Qwen2DecoderLayer(nn.Cell):
         return self.mlp(hidden), residual
 
 
-class Qwen2Model(nn.Cell):
+class Qwen2Model(Layer):
     """Token ids (or embeddings) to the last hidden states, normalised."""
 
     def __init__(self, config: Any, context: ModelContext, prefix: str = "model") -> None:
@@ -81,7 +82,7 @@ class Qwen2Model(nn.Cell):
 
 
 @register_model("Qwen2ForCausalLM")
-class Qwen2ForCausalLM(nn.Cell):
+class Qwen2ForCausalLM(Layer):
     """Qwen2 with its language-model head; `config` is transformers' Qwen2Config."""
 
     def __init__(self, config: Any, context: ModelContext) -> None:

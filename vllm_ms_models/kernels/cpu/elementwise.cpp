@@ -5,13 +5,12 @@
 // second core only above ~64 KB of traffic (`parallel_ranges`): waking it costs as much as 32 KB of work.
 //
 // * rms_norm: the sum of squares runs in four vector accumulators (FMA latency 4), then one pass scales. A row stays in
-// L1
-//   between the passes. add_rms_norm first rounds x + residual to the storage type, then normalises the *rounded*
-//   value, because that is what the next layer's residual will be.
+//   L1 between the passes. add_rms_norm rounds x + residual to the storage type in the first pass and normalises the
+//   *rounded* value, because that is what the next layer's residual will be.
 // * gate_and_mul: silu or gelu from simd.h (relative error about 1e-7, the erf form 4e-7 in its negative tail).
-// * rotary: cos and sin come as float32 rows, one per position; pairs are (i, i + r/2) or (2i, 2i + 1). Whole vectors
-// for the
-//   first form; the interleaved one is computed in pairs of scalars, which the compiler vectorises well enough.
+// * rotary: cos and sin come as float32 rows, one per position; pairs are (i, i + r/2) or (2i, 2i + 1).
+
+#include <type_traits>
 
 #include "kernels.h"
 #include "simd.h"
@@ -38,63 +37,61 @@ INLINE void write(T* to, vf x, long n) {
   else store_some(to, x, n);
 }
 
-template <class T>
-static void norm_row(const T* x, const float* weight, T* out, long features, float eps) {
+// The value that `residual + x` is rounded to, stored in the residual; or x.
+template <bool kAdd, class T>
+INLINE vf take(const T* x, T* residual, long n) {
+  if (!kAdd) return read(x, n);
+  if (n < VW) {
+    store_some(residual, load_some(residual, n) + load_some(x, n), n);
+    return load_some(residual, n);
+  }
+  T rounded[VW];  // stays in a register
+  store(rounded, load(residual) + load(x));
+  memcpy(residual, rounded, sizeof(rounded));
+  return load(rounded);
+}
+
+template <bool kAdd, class T>
+static void norm_row(const T* x, T* residual, const float* weight, T* out, long features, float eps) {
   vf acc[4] = {};
   long i = 0;
   for (; i + 4 * VW <= features; i += 4 * VW) UNROLL
     for (int u = 0; u < 4; ++u) {
-      vf value = load(x + i + u * VW);
+      vf value = take<kAdd>(x + i + u * VW, residual + i + u * VW, VW);
       acc[u] += value * value;
     }
   for_vectors(features - i, [&](long j, long n) {
-    vf value = read(x + i + j, n);
+    vf value = take<kAdd>(x + i + j, residual + i + j, n);
     acc[0] += value * value;
   });
   float mean = sum(acc[0] + acc[1] + (acc[2] + acc[3])) / float(features);
   float scale = 1.0f / __builtin_sqrtf(mean + eps);
-  for_vectors(features, [&](long j, long n) { write(out + j, read(x + j, n) * scale * read(weight + j, n), n); });
+  const T* values = kAdd ? residual : x;
+  for_vectors(features, [&](long j, long n) { write(out + j, read(values + j, n) * scale * read(weight + j, n), n); });
 }
 
-template <class T>
+template <bool kAdd, class T>
 static void norm_rows(const T* x, T* residual, const float* weight, T* out, long rows, long features, float eps) {
-  parallel_ranges(rows, features * long(sizeof(T)) * 3, [&](long begin, long end) {
-    for (long row = begin; row < end; ++row) {
-      const T* in = x + row * features;
-      if (residual) {
-        T* sum = residual + row * features;
-        for_vectors(features, [&](long j, long n) { write(sum + j, read(sum + j, n) + read(in + j, n), n); });
-        in = sum;
-      }
-      norm_row(in, weight, out + row * features, features, eps);
-    }
+  parallel_ranges(rows, features * long(sizeof(T)) * (kAdd ? 4 : 2), [&](long begin, long end) {
+    for (long i = begin * features; i < end * features; i += features)
+      norm_row<kAdd>(x + i, residual + i, weight, out + i, features, eps);
   });
 }
 
-template <class T>
-static void gate_values(const T* gate, const T* up, T* out, long count, Gate kind) {
+template <class T, class Activation>
+static void gate_values(const T* gate, const T* up, T* out, long count, const Activation& activation) {
   constexpr long kGrain = 1024;
-  long grains = ceil_div(count, kGrain);
-  parallel_ranges(grains, kGrain * 8, [&](long begin, long end) {
-    for_vectors(min(end * kGrain, count) - begin * kGrain, [&](long i, long n) {
-      i += begin * kGrain;
-      vf x = read(gate + i, n);
-      vf activated = kind == Gate::kSilu ? silu(x) : kind == Gate::kGeluErf ? gelu_erf(x) : gelu_tanh(x);
-      write(out + i, activated * read(up + i, n), n);
+  parallel_ranges(ceil_div(count, kGrain), kGrain * 8, [&](long begin, long end) {
+    const long first = begin * kGrain;
+    for_vectors(min(end * kGrain, count) - first, [&](long i, long n) {
+      write(out + first + i, activation(read(gate + first + i, n)) * read(up + first + i, n), n);
     });
   });
 }
 
+// Pairs (i, i + half).
 template <class T>
-static void rotate_head(T* head, const float* cos, const float* sin, long half, bool interleaved) {
-  if (interleaved) {
-    for (long i = 0; i < half; ++i) {
-      float a = load_one(head + 2 * i), b = load_one(head + 2 * i + 1);
-      store_one(head + 2 * i, a * cos[i] - b * sin[i]);
-      store_one(head + 2 * i + 1, b * cos[i] + a * sin[i]);
-    }
-    return;
-  }
+static void rotate_halves(T* head, const float* cos, const float* sin, long half) {
   for_vectors(half, [&](long i, long n) {
     vf a = read(head + i, n), b = read(head + half + i, n), c = read(cos + i, n), s = read(sin + i, n);
     write(head + i, a * c - b * s, n);
@@ -102,18 +99,46 @@ static void rotate_head(T* head, const float* cos, const float* sin, long half, 
   });
 }
 
+// Pairs (2i, 2i + 1): each vector times the cosines, plus itself with neighbours exchanged times the sines.
+template <class T>
+static void rotate_pairs(T* head, const float* cos, const float* sin, long half) {
+  const vu sign = (vu)(kLanes + 1) << 31;  // of even lanes
+  long i = 0;
+  for (; i + VW <= half; i += VW) {
+    vf c = load(cos + i), s = load(sin + i);
+    UNROLL for (int part = 0; part < 2; ++part) {
+      T* values = head + 2 * i + part * VW;
+      vi lanes = (kLanes >> 1) + part * (VW / 2);
+      vf a = load(values), b = __builtin_shuffle(a, kLanes ^ 1);
+      store(values, a * __builtin_shuffle(c, lanes) + b * (vf)((vu)__builtin_shuffle(s, lanes) ^ sign));
+    }
+  }
+  for (; i < half; ++i) {
+    float a = load_one(head + 2 * i), b = load_one(head + 2 * i + 1);
+    store_one(head + 2 * i, a * cos[i] - b * sin[i]);
+    store_one(head + 2 * i + 1, b * cos[i] + a * sin[i]);
+  }
+}
+
+template <class T>
+static void rotate_heads(T* heads, long count, const RotaryCall& call, const float* cos) {
+  const long half = call.rotary_size / 2;
+  for (long h = 0; h < count; ++h, heads += call.head_size) {
+    if (call.interleaved) rotate_pairs(heads, cos, cos + half, half);
+    else rotate_halves(heads, cos, cos + half, half);
+  }
+}
+
 template <class T>
 static void rotate(const RotaryCall& call) {
-  const long half = call.rotary_size / 2, heads = call.query_heads + call.key_heads;
+  const long heads = call.query_heads + call.key_heads;
   parallel_ranges(call.tokens, heads * call.rotary_size * long(sizeof(T)) * 2, [&](long begin, long end) {
     for (long token = begin; token < end; ++token) {
       const float* cos = call.cos_sin + call.positions[token] * call.rotary_size;
       T* query = static_cast<T*>(call.query) + token * call.query_heads * call.head_size;
       T* key = static_cast<T*>(call.key) + token * call.key_heads * call.head_size;
-      for (long h = 0; h < call.query_heads; ++h)
-        rotate_head(query + h * call.head_size, cos, cos + half, half, call.interleaved);
-      for (long h = 0; h < call.key_heads; ++h)
-        rotate_head(key + h * call.head_size, cos, cos + half, half, call.interleaved);
+      rotate_heads(query, call.query_heads, call, cos);
+      rotate_heads(key, call.key_heads, call, cos);
     }
   });
 }
@@ -121,36 +146,41 @@ static void rotate(const RotaryCall& call) {
 }  // namespace
 
 const char* rms_norm(const void* x, const float* weight, void* out, int dtype, long rows, long features, double eps) {
-  float e = float(eps);
-  if (dtype == kFloat32)
-    norm_rows<float>(static_cast<const float*>(x), nullptr, weight, static_cast<float*>(out), rows, features, e);
-  else if (dtype == kBfloat16)
-    norm_rows<Bf16>(static_cast<const Bf16*>(x), nullptr, weight, static_cast<Bf16*>(out), rows, features, e);
-  else norm_rows<F16>(static_cast<const F16*>(x), nullptr, weight, static_cast<F16*>(out), rows, features, e);
+  const float e = float(eps);
+  auto run = [&](auto* values) {
+    using T = std::remove_pointer_t<decltype(values)>;
+    norm_rows<false>(static_cast<const T*>(x), static_cast<T*>(nullptr), weight, values, rows, features, e);
+  };
+  if (dtype == kFloat32) run(static_cast<float*>(out));
+  else if (dtype == kBfloat16) run(static_cast<Bf16*>(out));
+  else run(static_cast<F16*>(out));
   return nullptr;
 }
 
 const char* add_rms_norm(const void* x, void* residual, const float* weight, void* out, int dtype, long rows,
                          long features, double eps) {
-  float e = float(eps);
-  if (dtype == kFloat32)
-    norm_rows(static_cast<const float*>(x), static_cast<float*>(residual), weight, static_cast<float*>(out), rows,
-              features, e);
-  else if (dtype == kBfloat16)
-    norm_rows(static_cast<const Bf16*>(x), static_cast<Bf16*>(residual), weight, static_cast<Bf16*>(out), rows,
-              features, e);
-  else
-    norm_rows(static_cast<const F16*>(x), static_cast<F16*>(residual), weight, static_cast<F16*>(out), rows, features,
-              e);
+  const float e = float(eps);
+  auto run = [&](auto* values) {
+    using T = std::remove_pointer_t<decltype(values)>;
+    norm_rows<true>(static_cast<const T*>(x), static_cast<T*>(residual), weight, values, rows, features, e);
+  };
+  if (dtype == kFloat32) run(static_cast<float*>(out));
+  else if (dtype == kBfloat16) run(static_cast<Bf16*>(out));
+  else run(static_cast<F16*>(out));
   return nullptr;
 }
 
 const char* gate_and_mul(const void* gate, const void* up, void* out, int dtype, long count, Gate kind) {
-  if (dtype == kFloat32)
-    gate_values(static_cast<const float*>(gate), static_cast<const float*>(up), static_cast<float*>(out), count, kind);
-  else if (dtype == kBfloat16)
-    gate_values(static_cast<const Bf16*>(gate), static_cast<const Bf16*>(up), static_cast<Bf16*>(out), count, kind);
-  else gate_values(static_cast<const F16*>(gate), static_cast<const F16*>(up), static_cast<F16*>(out), count, kind);
+  auto run = [&](auto* values) {
+    using T = std::remove_pointer_t<decltype(values)>;
+    const T *g = static_cast<const T*>(gate), *u = static_cast<const T*>(up);
+    if (kind == Gate::kSilu) gate_values(g, u, values, count, [](vf x) { return silu(x); });
+    else if (kind == Gate::kGeluErf) gate_values(g, u, values, count, [](vf x) { return gelu_erf(x); });
+    else gate_values(g, u, values, count, [](vf x) { return gelu_tanh(x); });
+  };
+  if (dtype == kFloat32) run(static_cast<float*>(out));
+  else if (dtype == kBfloat16) run(static_cast<Bf16*>(out));
+  else run(static_cast<F16*>(out));
   return nullptr;
 }
 

@@ -1,20 +1,24 @@
 // Memory of results, recycled exactly when nobody can see it any more.
 //
-// A step of a 0.5B model returns about 260 tensors. Results reach MindSpore through DLPack: `DLManagedTensor` carries a
-// deleter, which MindSpore calls when the last tensor over the memory dies, be it the result itself, a view or slice of
-// it, or a torch tensor made from any of them. Only then does the memory come back here, so recycling needs no guesses
-// about reference counts and can never hand out bytes that something still sees. Importing one costs about 1.5 us in
-// bfloat16 too (a bfloat16 tensor by way of NumPy and `view` costs 8).
+// A step of a 0.5B model returns about 240 tensors. Each lies over a buffer (tensors.h), which MindSpore releases when
+// the last tensor over it dies, be it the result itself, a view or slice of it, or a torch tensor or NumPy array
+// made from any of them. Only then does the memory come back here, so recycling needs no guesses about reference counts
+// and can never hand out bytes that something still sees.
 //
 // Free blocks lie in lists by size class (four classes per power of two, at most 19% waste), newest first: a step finds
-// the same, cache-warm blocks as the step before and allocates nothing. The lists hold at most `limit` bytes (256 MiB);
-// beyond it the block that has been free for longest goes back to the system. A block holds its DLPack descriptor too.
+// the same, cache-warm blocks as the step before and allocates nothing. A block describes its buffer too.
+//
+// How much is kept: blocks in use and free blocks together are at most `limit` bytes (768 MiB), unless what is in use
+// is more by itself; the block that has been free for longest goes back to the system first. A layer's results for a
+// prefill of 8192 tokens (80 to 150 MB each for models of 0.5 to 1.5B) thus serve the next layer, which saves zeroing
+// fresh pages: as much time as the elementwise kernels need. When the process has been idle for two seconds a thread of
+// the pool returns all but 64 MiB (threads.cpp); with a pool of one nobody is there to do it.
 //
 // Weights are mapped directly: zeroed by the kernel, untouched until a checkpoint fills them, aligned to huge pages
 // (fewer TLB misses when a step streams through all of them), and returned to the system at once.
 //
-// The deleter may run on any thread, without the GIL: a mutex guards the lists. They are never destroyed, because
-// tensors may outlive static destructors.
+// Buffers may come back on any thread: a mutex guards the lists. They are never destroyed, because tensors may outlive
+// static destructors.
 
 #include "memory.h"
 
@@ -32,9 +36,7 @@ constexpr size_t kHugePage = 2 << 20;
 constexpr int kClasses = 4 * 64;
 
 struct Block {
-  DLManagedTensor managed;  // first: the deleter gets its address
-  int64_t shape[kMaxDimensions], strides[kMaxDimensions];
-  void* data;
+  Buffer buffer;  // first: that is what others see
   size_t capacity;
   bool mapped;
   int size_class;
@@ -46,7 +48,7 @@ struct Lists {
   std::mutex mutex;
   Block* newest[kClasses] = {};
   Block* oldest[kClasses] = {};
-  size_t bytes = 0, limit = size_t(256) << 20;
+  size_t bytes = 0, in_use = 0, limit = size_t(768) << 20;
   uint64_t clock = 0;
 };
 
@@ -70,29 +72,8 @@ void unlink(Lists& all, Block* block) {
   all.bytes -= block->capacity;
 }
 
-void release(Block* block) {
-  if (block->mapped) munmap(block->data, block->capacity);
-  else free(block->data);
-  delete block;
-}
-
-// Takes the block that has been free for longest out of the lists.
-Block* evict(Lists& all) {
-  Block* victim = nullptr;
-  for (Block* block : all.oldest)
-    if (block && (!victim || block->freed < victim->freed)) victim = block;
-  if (victim) unlink(all, victim);
-  return victim;
-}
-
-void recycle(DLManagedTensor* managed) {
-  Block* block = reinterpret_cast<Block*>(managed);
-  if (block->mapped) return release(block);
-  Lists& all = lists();
-  std::lock_guard<std::mutex> guard(all.mutex);
-  if (block->capacity > all.limit) return release(block);
-  while (all.bytes + block->capacity > all.limit) release(evict(all));
-  block->freed = ++all.clock;
+void link(Lists& all, Block* block) {
+  block->freed = block->capacity > all.limit ? 0 : ++all.clock;  // one that can never stay goes first
   block->newer = nullptr;
   block->older = all.newest[block->size_class];
   (block->older ? block->older->newer : all.oldest[block->size_class]) = block;
@@ -100,24 +81,68 @@ void recycle(DLManagedTensor* managed) {
   all.bytes += block->capacity;
 }
 
-Block* reuse(int size_class) {
+void release(Block* block) {
+  if (block->mapped) munmap(block->buffer.data, block->capacity);
+  else free(block->buffer.data);
+  delete block;
+}
+
+// Takes blocks out of the lists, those that have been free for longest first, until they hold at most `most` bytes.
+// They are to be released without the mutex: unmapping takes long.
+Block* evict(Lists& all, size_t most) {
+  Block* victims = nullptr;
+  while (all.bytes > most) {
+    Block* victim = nullptr;
+    for (Block* block : all.oldest)
+      if (block && (!victim || block->freed < victim->freed)) victim = block;
+    unlink(all, victim);
+    victim->older = victims;
+    victims = victim;
+  }
+  return victims;
+}
+
+void release_all(Block* blocks) {
+  while (blocks) {
+    Block* next = blocks->older;
+    release(blocks);
+    blocks = next;
+  }
+}
+
+// The most that may wait beside what is in use.
+size_t room(const Lists& all) { return all.limit > all.in_use ? all.limit - all.in_use : 0; }
+
+// A free block of the class; if there is none, others make room for a new one.
+Block* reuse(int size_class, size_t capacity) {
   Lists& all = lists();
-  std::lock_guard<std::mutex> guard(all.mutex);
-  Block* block = all.newest[size_class];
-  if (block) unlink(all, block);
+  Block *block, *victims = nullptr;
+  {
+    std::lock_guard<std::mutex> guard(all.mutex);
+    block = all.newest[size_class];
+    if (block) unlink(all, block);
+    all.in_use += capacity;
+    if (!block) victims = evict(all, room(all));
+  }
+  release_all(victims);
   return block;
 }
 
 Block* allocate(size_t bytes) {
   size_t capacity;
   int size_class = class_of(bytes, &capacity);
-  if (Block* block = reuse(size_class)) return block;
+  if (Block* block = reuse(size_class, capacity)) return block;
   size_t alignment = capacity >= kHugePage ? kHugePage : 64;
   void* data = aligned_alloc(alignment, (capacity + alignment - 1) / alignment * alignment);
-  if (!data) return nullptr;
+  if (!data) {
+    Lists& all = lists();
+    std::lock_guard<std::mutex> guard(all.mutex);
+    all.in_use -= capacity;
+    return nullptr;
+  }
   if (capacity >= kHugePage) madvise(data, capacity, MADV_HUGEPAGE);
   Block* block = new Block();
-  block->data = data;
+  block->buffer.data = data;
   block->capacity = capacity;
   block->size_class = size_class;
   return block;
@@ -137,7 +162,7 @@ Block* map(size_t bytes) {
     madvise(start, size, MADV_HUGEPAGE);
   }
   Block* block = new Block();
-  block->data = start;
+  block->buffer.data = start;
   block->capacity = size;
   block->mapped = true;
   return block;
@@ -145,23 +170,36 @@ Block* map(size_t bytes) {
 
 }  // namespace
 
-DLManagedTensor* new_tensor(int dtype, int dimensions, const int64_t* shape, bool zeroed) {
-  static const uint8_t kCodes[] = {2, 4, 2, 0, 0};  // DLPack's float, bfloat, float, int, int
+Buffer* new_buffer(int dtype, int dimensions, const int64_t* shape, bool zeroed) {
   size_t bytes = size_t(dtype_size(dtype));
   for (int i = 0; i < dimensions; ++i) bytes *= size_t(shape[i]);
   Block* block = zeroed ? map(bytes) : allocate(bytes);
   if (!block) return nullptr;
-  int64_t stride = 1;
+  Buffer& buffer = block->buffer;
+  buffer.dtype = dtype;
+  buffer.dimensions = dimensions;
+  buffer.bytes = bytes;
+  ssize_t stride = dtype_size(dtype);
   for (int i = dimensions - 1; i >= 0; --i) {
-    block->shape[i] = shape[i];
-    block->strides[i] = stride;
+    buffer.shape[i] = shape[i];
+    buffer.strides[i] = stride;
     stride *= shape[i];
   }
-  block->managed.tensor = {
-      block->data, 1, 0, dimensions, kCodes[dtype], uint8_t(8 * dtype_size(dtype)), 1, block->shape, block->strides, 0};
-  block->managed.context = nullptr;
-  block->managed.deleter = recycle;
-  return &block->managed;
+  return &buffer;
+}
+
+void recycle(Buffer* buffer) {
+  Block* block = reinterpret_cast<Block*>(buffer);
+  if (block->mapped) return release(block);
+  Lists& all = lists();
+  Block* victims;
+  {
+    std::lock_guard<std::mutex> guard(all.mutex);
+    all.in_use -= block->capacity;
+    link(all, block);
+    victims = evict(all, room(all));
+  }
+  release_all(victims);
 }
 
 size_t recycled_bytes() {
@@ -172,9 +210,23 @@ size_t recycled_bytes() {
 
 void set_recycling_limit(size_t bytes) {
   Lists& all = lists();
-  std::lock_guard<std::mutex> guard(all.mutex);
-  all.limit = bytes;
-  while (all.bytes > all.limit) release(evict(all));
+  Block* victims;
+  {
+    std::lock_guard<std::mutex> guard(all.mutex);
+    all.limit = bytes;
+    victims = evict(all, room(all));
+  }
+  release_all(victims);
+}
+
+void trim_recycled(size_t bytes) {
+  Lists& all = lists();
+  Block* victims;
+  {
+    std::lock_guard<std::mutex> guard(all.mutex);
+    victims = evict(all, bytes);
+  }
+  release_all(victims);
 }
 
 }  // namespace vllm_ms

@@ -19,6 +19,7 @@ VLLM_MS_DECLARE_KERNELS
 namespace {
 
 constexpr long kBlock = 512;
+constexpr long kAhead = 2048;  // bytes
 
 struct PackCall {
   char* panel;  // first panel touched
@@ -106,7 +107,10 @@ static void gather(const Packed& weight, long row, char* out) {
   } else if (weight.dtype == kFloat16) {
     for (long i = 0; i < k; ++i) memcpy(out + i * 2, panel + (i * 16 + lane) * 2, 2);
   } else {
-    for (long i = 0; i + 1 < k; i += 2) memcpy(out + i * 2, panel + i * 32 + lane * 4, 4);
+    for (long i = 0; i + 1 < k; i += 2) {
+      __builtin_prefetch(panel + i * 32 + kAhead);
+      memcpy(out + i * 2, panel + i * 32 + lane * 4, 4);
+    }
     if (k % 2) memcpy(out + (k - 1) * 2, panel + (k - 1) * 32 + lane * 4, 2);
   }
 }

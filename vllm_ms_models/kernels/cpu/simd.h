@@ -100,14 +100,29 @@ INLINE float largest(vf v) {
 
 // --- conversions ----------------------------------------------------------------------------------------------------
 
+// GCC converts between vectors of different widths by halves; the instructions do it at once.
+#if defined(__AVX512F__)
+INLINE vf from_bf16(vh bits) { return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)bits), 16); }
+#elif defined(__AVX2__)
+INLINE vf from_bf16(vh bits) { return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)bits), 16); }
+#else
 INLINE vf from_bf16(vh bits) { return (vf)(__builtin_convertvector(bits, vu) << 16); }
+#endif
 
-INLINE vh to_bf16(vf x) {
+INLINE vh to_bf16_by_integers(vf x) {
   vu bits = (vu)x;
   vu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   vu quiet = (bits >> 16) | 0x40;
   return __builtin_convertvector((x == x) ? rounded : quiet, vh);
 }
+#if defined(__AVX512BF16__)
+INLINE vh to_bf16(vf x) {
+  if (__builtin_expect(_mm512_fpclass_ps_mask((__m512)x, 0x20), 0)) return to_bf16_by_integers(x);  // denormals
+  return (vh)_mm512_cvtneps_pbh((__m512)x);  // would make them 0; NaN comes out as above
+}
+#else
+INLINE vh to_bf16(vf x) { return to_bf16_by_integers(x); }
+#endif
 
 #if defined(__AVX512F__)
 INLINE vf from_f16(vh bits) { return (vf)_mm512_cvtph_ps((__m256i)bits); }
@@ -178,18 +193,27 @@ INLINE void store_one(float* to, float x) { *to = x; }
 // e^x = 2^n e^r, n = round(x / ln 2), |r| <= ln(2)/2; e^r by a polynomial with a relative error of 3e-9, so that
 // rounding dominates: at most about 1 ulp. Underflows to denormals and 0, overflows to infinity, keeps NaN.
 INLINE vf exponential(vf x) {
+#if defined(__AVX512F__)
+  x = (vf)_mm512_min_ps(_mm512_set1_ps(89.0f), _mm512_max_ps(_mm512_set1_ps(-104.0f), (__m512)x));  // NaN: the second
+  vf n = (vf)_mm512_roundscale_ps((__m512)(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT);
+#else
   x = x < -104.0f ? splat(-104.0f) : x;
   x = x > 89.0f ? splat(89.0f) : x;
   vf n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
-  vf r = x - n * 0.693359375f;                           // exact: the constant has 10 bits
+#endif
+  vf r = x - n * 0.693359375f;  // exact: the constant has 10 bits
   r = r + n * 2.12194440e-4f;
   vf p = r * 0.0013814467f + 0.0083687808f;
   p = p * r + 0.0416683927f;
   p = p * r + 0.166665196f;
   p = p * r + 0.49999994f;
   p = p * (r * r) + r + 1.0f;
+#if defined(__AVX512F__)
+  return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
   vi whole = __builtin_convertvector(n, vi), half = whole >> 1;  // two factors: 2^n alone may not be representable
   return p * (vf)((half + 127) << 23) * (vf)((whole - half + 127) << 23);
+#endif
 }
 
 // 2^x for x <= 0, relative error about 1e-7 plus the polynomial's 2e-9: for softmax, where anything below 2^-127 may as

@@ -26,6 +26,7 @@
 
 #include "threads.h"
 
+#include <errno.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
@@ -40,10 +41,14 @@
 #include <cstdlib>
 #include <new>
 
+#include "memory.h"
+
 namespace vllm_ms {
 namespace {
 
 constexpr long kSpinNanoseconds = 100 * 1000;
+constexpr timespec kLongIdle = {2, 0};
+constexpr size_t kKeptWhenIdle = size_t(64) << 20;
 constexpr int kMaxThreads = 1024;
 constexpr uint64_t kOpen = uint64_t{1} << 31;
 constexpr uint64_t kJoined = kOpen - 1;
@@ -91,8 +96,9 @@ void take_chunks(Pool* pool, int thread) {
   }
 }
 
-// Waits for a generation other than `seen` that is open; returns it. Spins first, then sleeps.
-uint32_t await_job(Pool* pool, uint32_t seen) {
+// Waits for a generation other than `seen` that is open; returns it. Spins first, then sleeps; `tidies`: this worker is
+// the one that trims memory if the sleep gets long.
+uint32_t await_job(Pool* pool, uint32_t seen, bool tidies) {
   long deadline = now() + kSpinNanoseconds;
   for (int round = 0;; ++round) {
     uint64_t state = pool->state.load(std::memory_order_acquire);
@@ -102,8 +108,14 @@ uint32_t await_job(Pool* pool, uint32_t seen) {
     uint32_t ticket = pool->wake.load(std::memory_order_seq_cst);
     pool->sleepers.fetch_add(1, std::memory_order_seq_cst);
     state = pool->state.load(std::memory_order_seq_cst);
-    if (!((state & kOpen) && uint32_t(state >> 32) != seen))
-      syscall(SYS_futex, &pool->wake, FUTEX_WAIT_PRIVATE, ticket, nullptr, nullptr, 0);
+    if (!((state & kOpen) && uint32_t(state >> 32) != seen)) {
+      const timespec* patience = tidies ? &kLongIdle : nullptr;
+      long slept = syscall(SYS_futex, &pool->wake, FUTEX_WAIT_PRIVATE, ticket, patience, nullptr, 0);
+      if (slept != 0 && errno == ETIMEDOUT) {
+        trim_recycled(kKeptWhenIdle);
+        tidies = false;
+      }
+    }
     pool->sleepers.fetch_sub(1, std::memory_order_seq_cst);
     deadline = now() + kSpinNanoseconds;
   }
@@ -122,7 +134,7 @@ void* work(void* argument) {
   delete static_cast<Worker*>(argument);
   uint32_t seen = 0;
   for (;;) {
-    seen = await_job(worker.pool, seen);
+    seen = await_job(worker.pool, seen, worker.index == 1);
     if (!join(worker.pool, seen)) continue;
     take_chunks(worker.pool, worker.index);
     worker.pool->finished.fetch_add(1, std::memory_order_release);

@@ -8,6 +8,7 @@ from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.linear import QKVParallelLinear, RowParallelLinear
 from vllm_ms_models.layers.logits import LogitsProcessor
 from vllm_ms_models.layers.mlp import GatedMLP
@@ -41,7 +42,7 @@ class ToyLayer(nn.Cell):
 
 
 @register_model("ToyForCausalLM")
-class ToyForCausalLM(nn.Cell):
+class ToyForCausalLM(Layer):
     """The whole model; `config` is transformers' object for the checkpoint's config.json."""
 
     def __init__(self, config: Any, context: ModelContext) -> None:
