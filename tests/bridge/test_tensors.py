@@ -125,6 +125,8 @@ def test_any_slice(shape: list[int], dtype: torch.dtype, data: Any) -> None:
     assert torch.equal(back, part)
 
 
-def test_booleans_are_refused_not_misread() -> None:
-    with pytest.raises(RuntimeError):
-        to_mindspore(torch.tensor([True, False]))
+def test_booleans_are_shared_and_not_misread() -> None:
+    original = torch.tensor([True, False])
+    tensor = to_mindspore(original)
+    assert tensor.data_ptr() == original.data_ptr()
+    assert values(tensor) == [True, False]

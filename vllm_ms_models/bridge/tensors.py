@@ -1,4 +1,4 @@
-"""torch <-> MindSpore tensors: the same memory, by DLPack."""
+"""torch <-> MindSpore tensors: the same memory, by NumPy or DLPack."""
 
 import mindspore as ms
 import torch
@@ -10,6 +10,9 @@ DTYPES = {torch.float32: ms.float32, torch.bfloat16: ms.bfloat16, torch.float16:
 
 def to_mindspore(tensor: torch.Tensor) -> Tensor:
     """A MindSpore tensor over the memory of a contiguous torch CPU tensor (a copy if it is not contiguous)."""
+    if tensor.dtype != torch.bfloat16:
+        return Tensor.from_numpy(tensor.contiguous().numpy())
+    # NumPy has no bfloat16. This takes longer: MindSpore allocates and zeroes as much memory again, and drops it.
     shared = from_dlpack(torch.utils.dlpack.to_dlpack(tensor.contiguous()))
     if tensor.numel() == 0:  # there is nothing to share, and torch's strides of nothing are not MindSpore's
         return mint.empty(shared.shape, dtype=shared.dtype)
