@@ -125,13 +125,19 @@ def patching_faults(path: Path, source: str) -> Iterator[str]:
             yield f"{path.relative_to(ROOT)}:{target.lineno}: changes {ast.unparse(target)}; patches live in compat.py"
 
 
+def files(folder: str, suffix: str) -> list[Path]:
+    """What lies in hidden folders (benchmarks/.peers) is not ours."""
+    found = sorted((ROOT / folder).rglob(f"*.{suffix}"))
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)]
+
+
 def python_files(*folders: str) -> list[Path]:
-    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [path for folder in folders for path in files(folder, "py")]
 
 
 def all_sources() -> list[Path]:
     folders = ("vllm_ms_models", "tests", "benchmarks", "examples", "scripts")
-    return [path for f in folders for suffix in ("py", "cpp", "h") for path in sorted((ROOT / f).rglob(f"*.{suffix}"))]
+    return [path for folder in folders for suffix in ("py", "cpp", "h") for path in files(folder, suffix)]
 
 
 def report(faults: list[str]) -> None:
