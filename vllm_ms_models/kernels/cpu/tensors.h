@@ -137,9 +137,9 @@ bool read_like(PyObject* object, const char* name, const Tensor& model, Tensor& 
 // zeroes it and throws it away: 250 us for 1024 x 896 in bfloat16. `from_numpy` does not, and takes 0.6 us. It asks its
 // argument for a buffer by Python's buffer protocol and keeps that until the last tensor over it dies. So its argument
 // here is one array, made once, of a subclass of ndarray that hands out a buffer of ours each time it is asked; the
-// format "E" says bfloat16 to MindSpore, which NumPy's own arrays cannot.
+// format "E" says bfloat16 to MindSpore, which NumPy's own arrays cannot. (MindSpore 2.10.0.)
 
-Buffer* pending = nullptr;  // what the exporter hands out next
+thread_local Buffer* pending = nullptr;  // what the exporter hands out next
 
 int export_buffer(PyObject* self, Py_buffer* view, int) {
   static const char* const kFormats[] = {"f", "E", "e", "i", "l"};
@@ -180,9 +180,12 @@ PyObject* make_tensor(int dtype, int dimensions, const int64_t* shape, void** da
   if (!buffer) return PyErr_NoMemory();
   *data = buffer->data;
   PyObject* tensor = PyObject_CallOneArg(mindspore.from_numpy, mindspore.exporter);
-  if (pending) recycle(pending);  // it was not asked for
+  if (!pending) return tensor;
+  recycle(pending);
   pending = nullptr;
-  return tensor;
+  if (tensor) PyErr_SetString(PyExc_RuntimeError, "MindSpore did not ask for the buffer of a new tensor.");
+  Py_XDECREF(tensor);
+  return nullptr;
 }
 
 PyObject* make_like(const Tensor& tensor, void** data) {
