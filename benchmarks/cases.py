@@ -50,10 +50,10 @@ class Case:
 
 STEPS = (
     Case("decode-1", "decode", 1, 128, 64, repeats=4),
-    Case("decode-8", "decode", 8, 128, 64, repeats=2),
-    Case("decode-32", "decode", 32, 128, 64),
-    Case("prefill-128", "prefill", 1, 128, repeats=4),
-    Case("prefill-1024", "prefill", 1, 1024, repeats=2),
+    Case("decode-8", "decode", 8, 128, 64, repeats=3),
+    Case("decode-32", "decode", 32, 128, 64, repeats=2),
+    Case("prefill-128", "prefill", 1, 128, repeats=8),
+    Case("prefill-1024", "prefill", 1, 1024, repeats=4),
     Case("prefill-8192", "prefill", 1, 8192),
     Case("decode-1-4k", "decode", 1, 4096, 32, keep=True, repeats=4),
     Case("decode-1-16k", "decode", 1, 16384, 32, keep=True, repeats=4),

@@ -39,7 +39,11 @@ def options_from(arguments: list[str]) -> argparse.Namespace:
     names("--cases", cases.NAMES, list(cases.NAMES), "what to time")
     names("--engines", peers.ENGINES, list(peers.ENGINES), "who takes part")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every engine in every case (default 3)")
-    parser.add_argument("--out", type=Path, help="folder for the results (default: benchmarks/results/<date>)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for the results (default: benchmarks/results/<date>); what it holds is added to",
+    )
     parser.add_argument("--quick", action="store_true", help="smaller cases, to try the benchmark: figures mean little")
     options = parser.parse_args([word for argument in arguments for word in argument.split(",") if word])
     for name in ("models", "cases", "engines"):
@@ -68,7 +72,16 @@ class Benchmark:
             "unusable": {},
             "models": {},
         }
+        if (stored := self.out / "results.json").exists():
+            self._continue(json.loads(stored.read_text()))
         self.engines: list[str] = []
+
+    def _continue(self, earlier: dict[str, Any]) -> None:
+        """Keep what was measured before; cases that are timed again are replaced."""
+        now = self.results
+        now["command"] = f"{earlier['command']}; {now['command']}"
+        now["models"], now["about"] = earlier["models"], earlier["about"]
+        now["engines"] = [name for name in peers.ENGINES if name in (*earlier["engines"], *now["engines"])]
 
     def set_up(self) -> None:
         for name in self.options.engines:
