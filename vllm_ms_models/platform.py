@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vllm.platforms.cpu import CpuPlatform
 from vllm.platforms.interface import PlatformEnum
 
-from vllm_ms_models import memory, registry, runtime
+from vllm_ms_models import memory, processes, registry, runtime
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -57,8 +57,7 @@ class MindSporePlatform(CpuPlatform):
         _choose(vllm_config)
         for name in UNREAD.intersection(os.environ):
             logger.warning("%s has no effect here; OMP_NUM_THREADS and taskset choose threads and CPUs.", name)
-        # Forking a process in which MindSpore or a thread pool has started is not safe.
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = processes.start_method()
         os.environ["LOCAL_WORLD_SIZE"] = str(vllm_config.parallel_config.tensor_parallel_size)
 
     @classmethod

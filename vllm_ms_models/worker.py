@@ -1,7 +1,7 @@
 """The worker: one process (or the engine's own) that holds a model and runs its steps."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psutil
 import torch
@@ -15,6 +15,7 @@ from vllm.v1.worker.gpu_worker import Worker, init_worker_distributed_environmen
 from vllm.v1.worker.worker_base import CompilationTimes
 
 from vllm_ms_models import memory, runtime
+from vllm_ms_models.bridge.cache_memory import CacheMemory
 from vllm_ms_models.bridge.host import host_memory
 from vllm_ms_models.model_runner import MindSporeModelRunner
 
@@ -44,8 +45,9 @@ class MindSporeWorker(Worker):
     def _make_model_runner(self) -> MindSporeModelRunner:
         return MindSporeModelRunner(self.vllm_config, self.device)
 
-    def _maybe_get_memory_pool_context(self, tag: str) -> AbstractContextManager[None]:
-        return nullcontext()  # sleep-mode pools are for CUDA
+    def _maybe_get_memory_pool_context(self, tag: str) -> AbstractContextManager[Any]:
+        """Sleep-mode pools are for CUDA; the cache's memory is ours."""
+        return CacheMemory() if tag == "kv_cache" else nullcontext()
 
     def determine_available_memory(self) -> int:
         """Bytes for the KV cache; there is nothing to profile, the kernels' working space is small and bounded."""

@@ -14,7 +14,6 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheLayout, KVCacheSpec, SlidingWindowSpec
 
-from vllm_ms_models import memory
 from vllm_ms_models.bridge.refusals import BLOCK_MULTIPLE
 from vllm_ms_models.bridge.tensors import to_mindspore
 from vllm_ms_models.kernels import PagedSequences
@@ -103,7 +102,6 @@ class CachedLayer(AttentionLayerBase):
     def bind_kv_cache(self, kv_cache: torch.Tensor) -> None:
         """`kv_cache` is vLLM's `[blocks, heads, block_size, 2 * head_size]`; the cell sees our shape of it."""
         self.kv_cache = kv_cache
-        memory.use_huge_pages(kv_cache.data_ptr(), kv_cache.nbytes)
         blocks, _, block_size, _ = kv_cache.shape
         cell = self.cell
         shape = cell.kernels.cache_shape(blocks, block_size, cell.num_kv_heads, cell.head_size)

@@ -3,8 +3,8 @@
 import mindspore as ms
 import numpy as np
 import torch
-from mindspore import Tensor, mint
-from mindspore.utils.dlpack import from_dlpack, to_dlpack
+from mindspore import Tensor
+from mindspore.utils.dlpack import to_dlpack
 
 DTYPES = {torch.float32: ms.float32, torch.bfloat16: ms.bfloat16, torch.float16: ms.float16}
 
@@ -16,11 +16,8 @@ def to_mindspore(tensor: torch.Tensor) -> Tensor:
     """A MindSpore tensor over the memory of a contiguous torch CPU tensor (a copy if it is not contiguous)."""
     if tensor.dtype != torch.bfloat16:
         return Tensor.from_numpy(tensor.contiguous().numpy())
-    # NumPy has no bfloat16. This takes longer: MindSpore allocates and zeroes as much memory again, and drops it.
-    shared = from_dlpack(torch.utils.dlpack.to_dlpack(tensor.contiguous()))
-    if tensor.numel() == 0:  # there is nothing to share, and torch's strides of nothing are not MindSpore's
-        return mint.empty(shared.shape, dtype=shared.dtype)
-    return shared
+    # NumPy has no bfloat16, and MindSpore's `from_dlpack` allocates and zeroes as much memory again, only to drop it.
+    return Tensor.from_numpy(tensor.contiguous().view(torch.int16).numpy()).view(ms.bfloat16)
 
 
 class _Memory:

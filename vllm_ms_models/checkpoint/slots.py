@@ -1,11 +1,14 @@
 """What a module wants from a checkpoint: one `Slot` for each tensor (or part of one) that it reads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 FLOATS = ("F32", "BF16", "F16")
+
+PIECE = 8 << 20
+"""Values of a matrix that are read at once: the buffer for them stays small, and mostly in the CPU's caches."""
 
 
 @dataclass(frozen=True)
@@ -22,3 +25,13 @@ class Slot:
     load: Callable[[np.ndarray], None]
     index: tuple[slice, ...] = ()
     dtypes: tuple[str, ...] = FLOATS
+
+
+def pieces(rows: slice, columns: int) -> Iterator[tuple[int, slice]]:
+    """`rows` of a matrix with so many columns in pieces of about PIECE values: (first row within `rows`, rows).
+
+    At least one, be it empty, so that the tensor is missed if it is not in the checkpoint.
+    """
+    step = max(16, PIECE // max(columns, 1) // 16 * 16)  # kernels pack rows by 16
+    for first in range(rows.start, max(rows.stop, rows.start + 1), step):
+        yield first - rows.start, slice(first, min(first + step, rows.stop))

@@ -7,7 +7,7 @@ import numpy as np
 from mindspore import Tensor, mint, ops
 
 from vllm_ms_models import kernels
-from vllm_ms_models.checkpoint.slots import Slot
+from vllm_ms_models.checkpoint.slots import Slot, pieces
 from vllm_ms_models.distributed.group import Group
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.layer import Layer
@@ -35,10 +35,12 @@ class VocabParallelEmbedding(Layer):
         self.weight = self.kernels.new_weight([stored], hidden_size, context.dtype)
 
     def slots(self) -> Iterator[Slot]:
-        def load(source: np.ndarray) -> None:
-            self.kernels.load_rows(self.weight, 0, 0, source)
+        for first, rows in pieces(self.rows, self.shape[1]):
 
-        yield Slot(self.name, self.shape, load, (self.rows,))
+            def load(source: np.ndarray, first: int = first) -> None:
+                self.kernels.load_rows(self.weight, 0, first, source)
+
+            yield Slot(self.name, self.shape, load, (rows,))
 
     def construct(self, ids: Tensor) -> Tensor:
         return self.group.all_reduce(self.kernels.embedding(ids, self.weight, self.first_row))

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor
 
 from vllm_ms_models import kernels
-from vllm_ms_models.checkpoint.slots import Slot
+from vllm_ms_models.checkpoint.slots import Slot, pieces
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,12 @@ class Float(LinearScheme):
 
     def slots(self) -> Iterator[Slot]:
         for index, part in enumerate(self.parts):
+            for first, rows in pieces(part.rows, part.in_features):
 
-            def load(source: np.ndarray, index: int = index) -> None:
-                self.kernels.load_rows(self.weight, index, 0, source)
+                def load(source: np.ndarray, index: int = index, first: int = first) -> None:
+                    self.kernels.load_rows(self.weight, index, first, source)
 
-            yield Slot(f"{part.name}.weight", part.shape, load, (part.rows, part.columns))
+                yield Slot(f"{part.name}.weight", part.shape, load, (rows, part.columns))
         yield from self.bias_slots()
 
     def multiply(self, x: Tensor, dtype: ms.Type | None = None) -> Tensor:
