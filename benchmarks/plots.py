@@ -40,7 +40,7 @@ def _chart(found: list[Row], engines: list[str], title: str, target: Path) -> No
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
     for kind in ("png", "svg"):
-        figure.savefig(target.with_suffix(f".{kind}"), dpi=120)
+        figure.savefig(target.with_name(f"{target.name}.{kind}"), dpi=120)
     pyplot.close(figure)
 
 

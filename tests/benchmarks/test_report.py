@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import report, targets
+from benchmarks import plots, report, targets
 from benchmarks.cases import NAMES, QUICK, STEPS, Case
 from benchmarks.rounds import turns
 from benchmarks.run import options_from
@@ -116,3 +116,12 @@ def test_options():
 def test_quick_cases_have_the_names_of_full_ones():
     assert {case.name for case in QUICK} < {case.name for case in STEPS}
     assert all(case.kind in ("decode", "prefill") for case in STEPS)
+
+
+def test_every_chart_has_a_file_of_its_own(tmp_path):
+    pytest.importorskip("matplotlib")
+    results = made_up([decode_run("ours", 0, 0.25)])
+    results["models"]["qwen2.5-0.5b"]["decode-1"]["peak_bytes"] = {"ours": 2**30}
+    plots.draw(results, tmp_path)
+    names = {f"qwen2.5-0.5b-{chart}.{kind}" for chart in ("speed", "memory") for kind in ("png", "svg")}
+    assert {path.name for path in tmp_path.iterdir()} == names
