@@ -1,5 +1,6 @@
 """The worker: one process (or the engine's own) that holds a model and runs its steps."""
 
+import gc
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
@@ -36,6 +37,7 @@ class MindSporeWorker(Worker):
     def init_device(self) -> None:
         self.device = torch.device("cpu")
         runtime.start(str(self.model_config.dtype).removeprefix("torch."))
+        gc.freeze()  # collections while loading need not visit all that was imported: they took a third of the load
         init_worker_distributed_environment(
             self.vllm_config, self.rank, self.distributed_init_method, self.local_rank, current_platform.dist_backend
         )
