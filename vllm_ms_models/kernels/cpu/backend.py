@@ -16,7 +16,7 @@ from mindspore import Tensor
 from mindspore._c_expression import TensorPy  # the base class of Tensor, all in C
 
 from vllm_ms_models.kernels.cpu.loader import load
-from vllm_ms_models.kernels.interface import Kernels, PagedSequences, Weight
+from vllm_ms_models.kernels.interface import Integers, Kernels, PagedSequences, Weight
 
 _NAMES = {"avx512_bf16": "AVX-512 BF16", "avx512": "AVX-512", "avx2": "AVX2", "portable": "portable"}
 _DTYPES = (ms.float32, ms.bfloat16, ms.float16, ms.int32, ms.int64)  # in the order of DType in kernels.h
@@ -75,7 +75,7 @@ class CpuKernels(Kernels):
         if in_features < 0 or any(size < 0 for size in parts):
             raise ValueError(f"A weight cannot have the sizes {parts} and {in_features} inputs.")
         data, handle, keeper = self._module.new_weight(code, int(in_features), parts)
-        return PackedWeight(data, parts, int(in_features), dtype, handle, keeper)
+        return PackedWeight(data, parts, int(in_features), dtype, handle=handle, keeper=keeper)
 
     def load_rows(self, weight: Weight, part: int, first_row: int, source: np.ndarray) -> None:
         code = {"float32": _FLOAT32, "float16": _FLOAT16, "bfloat16": _BFLOAT16}.get(source.dtype.name)
@@ -93,6 +93,26 @@ class CpuKernels(Kernels):
             source = np.ascontiguousarray(source)
         stride = source.strides[0] // source.itemsize
         self._kernels.load_rows(weight, part, first_row, source.ctypes.data, code, len(source), stride)
+
+    def new_integer_weight(self, sizes: Sequence[int], in_features: int, integers: Integers) -> PackedWeight:
+        raise NotImplementedError("The C++ kernels do not multiply small integers yet.")
+
+    def load_integers(self, weight: Weight, part: int, first_row: int, values: np.ndarray) -> None:
+        raise NotImplementedError
+
+    def load_scales(
+        self,
+        weight: Weight,
+        part: int,
+        first_row: int,
+        scales: np.ndarray,
+        zeros: np.ndarray | None = None,
+        addends: np.ndarray | None = None,
+    ) -> None:
+        raise NotImplementedError
+
+    def set_input(self, weight: Weight, part: int, scale: float, offset: int) -> None:
+        raise NotImplementedError
 
     # --- dense -------------------------------------------------------------------------------------------------
 
