@@ -78,20 +78,16 @@ class DummyLoader(BaseModelLoader):
     def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
         assert isinstance(model, CausalLMShell)
         values = np.random.default_rng(0).uniform(-0.05, 0.05, 1_000_003).astype(np.float32)
-        for slot in _fitting_slots(model):
-            slot.load(np.resize(values, _part_shape(slot)))
+        slots = [slot for slot in _fitting_slots(model) if not slot.optional]
+        for slot in sorted(slots, key=lambda slot: not slot.early):
+            shape = slot.part_shape
+            slot.load(np.resize(values, shape) if slot.example is None else slot.example(shape))
         model.finish_loading()
 
 
 def _fitting_slots(model: CausalLMShell) -> list["Slot"]:
     """The model's slots, if there is memory for what they load (storage is allocated, but not touched before)."""
     slots = list(model.slots())
-    elements = sum(prod(_part_shape(slot)) for slot in slots)
-    memory.check_weights(elements * model.dtype.itemsize, host_memory())
+    needed = sum(prod(slot.part_shape) * (slot.itemsize or model.dtype.itemsize) for slot in slots)
+    memory.check_weights(needed, host_memory())
     return slots
-
-
-def _part_shape(slot: "Slot") -> tuple[int, ...]:
-    """Shape of the part that this rank reads."""
-    taken = [len(range(*part.indices(size))) for part, size in zip(slot.index, slot.shape, strict=False)]
-    return (*taken, *slot.shape[len(taken) :])
