@@ -61,7 +61,7 @@ def matrix(
         integers,
         sizes,
         rng.integers(-half, half, (rows, width), np.int8),
-        (rng.uniform(0.1, 2.0, (rows, groups)) * 2.0 ** rng.integers(-12, 4, (rows, groups))).astype(np.float32),
+        (rng.uniform(0.1, 1.0, (rows, groups)) * 2.0 ** rng.integers(-6, 1, (rows, groups)) / half).astype(np.float32),
         (rng.integers(-half, half, (rows, groups)) * zeros).astype(np.int8),
         (rng.integers(-100_000, 100_000, rows) * addends).astype(np.int32),
         inputs[:1] * len(sizes) if same_input else inputs,

@@ -129,9 +129,9 @@ class Kernels(ABC):
 
     @abstractmethod
     def new_integer_weight(self, sizes: Sequence[int], in_features: int, integers: Integers) -> Weight:
-        """Allocate a matrix of zeroed integers, `dtype` int8, for `linear`, `linear_split` and `linear_gated`.
+        """Allocate a matrix of integers, `dtype` int8, for `linear`, `linear_split` and `linear_gated`.
 
-        Its scales, zero points and addends are 0 until loaded; the input of a part has scale 1 and offset 0.
+        Its scales are 0 until they are loaded, and so are products with it; inputs have scale 1 and offset 0.
         """
 
     @abstractmethod

@@ -84,6 +84,9 @@ def set_input(weight: Weight, part: int, scale: float, offset: int) -> None:
 def products(x: Tensor, weight: Weight) -> Iterator[Tensor]:
     """`x @ weight.T` in float32 without bias, a range of columns at a time; `x` is float32 with at least one row."""
     own, integers = _own(weight), integer_checks.integers_of(weight)
+    if integers.activations == "float" and weight.in_features == 0:
+        yield Tensor(np.zeros((x.shape[0], weight.out_features), np.float32))
+        return
     if integers.activations == "float":
         yield from (_matmul_bt(x, rows) for rows in _widened(own, integers.group_size))
         return
@@ -107,16 +110,18 @@ def products(x: Tensor, weight: Weight) -> Iterator[Tensor]:
 def _round_by_token(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of integers in float32, and their scales `[tokens, 1]`."""
     if x.shape[1] == 0:
-        return x, mint.empty((x.shape[0], 1), dtype=ms.float32) * 0.0
-    largest = ops.amax(ops.abs(x), 1, True)
-    factor = 127.0 / largest
-    factor = ops.select(ops.isfinite(factor), factor, 0.0)
-    return ops.rint(x * factor), largest / 127.0
+        return x, Tensor(np.zeros((x.shape[0], 1), np.float32))
+    # NumPy divides: the Div operator is off by an ulp, and gives 0 for what is close to it.
+    largest = ops.amax(ops.abs(x), 1, True).asnumpy()
+    with np.errstate(divide="ignore", over="ignore"):
+        factor = np.float32(127) / largest
+    factor[~np.isfinite(factor)] = 0
+    return ops.round(x * Tensor(factor)), Tensor(largest / np.float32(127))
 
 
 def _round_by_input(x: Tensor, scale: float, offset: float) -> Tensor:
     inverse = float(np.float32(1) / np.float32(scale))
-    return ops.clamp(ops.rint(x * inverse) + offset, -128.0, 127.0)
+    return ops.clamp(ops.round(x * inverse) + offset, -128.0, 127.0)
 
 
 def _integer_sums(rounded: Tensor, weight: IntegerWeight, rows: slice) -> Tensor:
