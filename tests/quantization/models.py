@@ -86,7 +86,7 @@ def write(folder: Path, family: str, scheme: Scheme, seed: int = 0, **options: A
     tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
-    description = {name: "FLOAT" for name in tensors}
+    description = dict.fromkeys(tensors, "FLOAT")
     written = {}
     for name, module in linears(model).items():
         rng = np.random.default_rng(zlib.crc32(f"{seed} {shared_name(name)}".encode()))

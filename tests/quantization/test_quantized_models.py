@@ -1,10 +1,14 @@
 """Quantized checkpoints of every format through vLLM, against torch models that do the same arithmetic in NumPy.
 
-Weights only: sums of floats differ in order alone, and the bound is that of unquantized models. With activations
-rounded to int8, a difference in the last bit of a float now and then moves an activation across the middle between two
-integers. That is one unit of one input, and no fault: `UNIT_TOLERANCE` allows for a few of them, and the median of the
-differences, which they do not reach, must be as small as without.
+With activations in floats, sums differ in their order alone, and the bound is that of unquantized models.
+
+With activations rounded to int8, a difference in the last bit of a float now and then moves an activation across the
+middle between two integers. That is one unit of one input, and no fault: `UNIT_TOLERANCE` allows for a few of them
+(measured: MEASURED), and the median of all differences, which they do not reach, must be as small as without.
 """
+
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,21 +16,42 @@ import torch
 
 from tests.checkpoints import random_prompts
 from tests.engines import distributions, engine, greedy, token_ids
-from tests.quantization import writers_compressed
+from tests.quantization import writers_compressed, writers_others
 from tests.quantization.models import written
 from tests.quantization.writers import Scheme
 from tests.reference import torch_reference
-from tests.reference.torch_reference import LOGPROB_TOLERANCE
+from tests.reference.torch_reference import LOGPROB_TOLERANCE, Answer
 
-TOKENS = 12
-LENGTHS = (1, 20, 45)
+TOKENS = 10
+LENGTHS = (1, 33, 20)
 VOCABULARY = 211
 UNIT_TOLERANCE = 0.1
+AS_INT8 = {f"{name}, as int8": scheme for name, scheme in writers_others.FP8_AS_INT8.items()}
 SCHEMES: dict[str, Scheme] = {
-    f"{format}: {name}": scheme
-    for format, schemes in {"compressed-tensors": writers_compressed.SCHEMES}.items()
-    for name, scheme in schemes.items()
+    **{f"compressed-tensors {name}": scheme for name, scheme in writers_compressed.SCHEMES.items()},
+    **writers_others.SCHEMES,
+    **AS_INT8,
 }
+
+
+def without_ties(model: torch.nn.Module, least: float) -> tuple[list[list[int]], list[Answer]]:
+    """A prompt of each length after which no token is chosen by less than `least`, and what the model says."""
+    prompts, answers = [], []
+    for length in LENGTHS:
+        for seed in itertools.count():
+            (prompt,) = random_prompts([length], seed=seed)
+            answer = torch_reference.greedy(model, prompt, TOKENS)
+            if answer.margin > least:
+                break
+            assert seed < 200, "the model cannot decide"
+        prompts.append(prompt)
+        answers.append(answer)
+    return prompts, answers
+
+
+def differences(found: Sequence[np.ndarray], answers: Sequence[Answer]) -> np.ndarray:
+    wanted = [torch.log_softmax(answer.prompt_logits, -1).numpy() for answer in answers]
+    return np.concatenate([np.abs(a - b).reshape(-1) for a, b in zip(found, wanted, strict=True)])
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
@@ -35,15 +60,14 @@ def test_tokens_and_logprobs(name: str, family: str) -> None:
     scheme = SCHEMES[name]
     tolerance = UNIT_TOLERANCE if scheme.int8_inputs else LOGPROB_TOLERANCE
     model = written(family, scheme)
-    prompts = random_prompts(LENGTHS)
-    expected = [torch_reference.greedy(model.model, prompt, TOKENS) for prompt in prompts]
-    with engine(model.folder, max_model_len=128, env={"VLLM_MS_KERNELS": "reference"}) as llm:
+    prompts, answers = without_ties(model.model, 2 * tolerance)
+    options = {"additional_config": {"fp8": "int8"}} if name in AS_INT8 else {}
+    with engine(model.folder, max_model_len=64, env={"VLLM_MS_KERNELS": "reference"}, **options) as llm:
         outputs = greedy(llm, prompts, TOKENS, prompt_logprobs=-1)
-    for output, answer, tokens in zip(outputs, expected, token_ids(outputs), strict=True):
-        found = distributions(output.prompt_logprobs, VOCABULARY)
-        want = torch.log_softmax(answer.prompt_logits, -1).numpy()
-        np.testing.assert_allclose(found, want, rtol=0, atol=tolerance)
-        if len(want):
-            assert np.median(np.abs(found - want)) < LOGPROB_TOLERANCE
-        assert answer.margin > 2 * tolerance, "a tie: choose another seed"
-        assert tokens == answer.tokens
+        found = [distributions(output.prompt_logprobs, VOCABULARY) for output in outputs]
+    off = differences(found, answers)
+    with open("/tmp/diffs.txt", "a") as f:
+        print(name, family, off.max(), np.median(off), np.quantile(off, 0.9), file=f)
+    assert off.max() < tolerance
+    assert np.median(off) < LOGPROB_TOLERANCE
+    assert token_ids(outputs) == [answer.tokens for answer in answers]

@@ -79,9 +79,7 @@ def int8_static(symmetric: bool) -> Any:
             tensors["input_zero_point"] = np.array([offset], np.int8)
         addend = -offset * integers.sum(1)
         product = scales * step
-        return Written(
-            tensors, of_rounded_inputs(integers, addend, product, np.array([step]), offset, layer.bias)
-        )
+        return Written(tensors, of_rounded_inputs(integers, addend, product, np.array([step]), offset, layer.bias))
 
     return write
 

@@ -74,9 +74,9 @@ class CheckpointQuantization(QuantizationConfig):
 
 def register() -> None:
     """Make vLLM accept each format that is read here, whatever its own classes demand."""
-    files = {format.name: [file] for file, format in formats.DESCRIPTIONS.items()}
     for method, names in NAMES.items():
-        members = {"method": method, "filenames": files.get(method, [])}
+        file = formats.DESCRIPTION_OF.get(method)
+        members = {"method": method, "filenames": [file] if file else []}
         config_class = type("CheckpointQuantization", (CheckpointQuantization,), members)
         for name in names:
             register_quantization_config(name)(config_class)

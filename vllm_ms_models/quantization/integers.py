@@ -32,7 +32,7 @@ class Factors:
 
 
 class IntegerScheme(KernelScheme):
-    """A matrix of small integers. A subclass says in `part_slots` where they, their scales and zero points come from."""
+    """A matrix of small integers; a subclass says in `part_slots` which tensors they and their scales come from."""
 
     def __init__(self, parts: Sequence[Part], bias: bool, dtype: ms.Type, integers: Integers) -> None:
         super().__init__(parts, bias, dtype)
