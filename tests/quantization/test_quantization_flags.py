@@ -97,6 +97,5 @@ def test_dummy_weights(name: str) -> None:
         written("qwen2", FORMATS[name][0]).folder,
         load_format="dummy",
         max_model_len=64,
-        env={"VLLM_MS_KERNELS": "reference"},
     ) as llm:
         assert len(set(token_ids(greedy(llm, [[1, 2, 3]], 8))[0])) > 1

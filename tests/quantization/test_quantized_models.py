@@ -4,7 +4,7 @@ With activations in floats, sums differ in their order alone, and the bound is t
 
 With activations rounded to int8, a difference in the last bit of a float now and then moves an activation across the
 middle between two integers. That is one unit of one input, and no fault: `UNIT_TOLERANCE` allows for a few of them
-(measured: MEASURED), and the median of all differences, which they do not reach, must be as small as without.
+(of the models here none has any: the largest difference of all is 4e-6), and the median of all differences, which they do not reach, must be as small as without.
 """
 
 import itertools
@@ -25,7 +25,7 @@ from tests.reference.torch_reference import LOGPROB_TOLERANCE, Answer
 TOKENS = 10
 LENGTHS = (1, 33, 20)
 VOCABULARY = 211
-UNIT_TOLERANCE = 0.1
+UNIT_TOLERANCE = 0.05
 AS_INT8 = {f"{name}, as int8": scheme for name, scheme in writers_others.FP8_AS_INT8.items()}
 SCHEMES: dict[str, Scheme] = {
     **{f"compressed-tensors {name}": scheme for name, scheme in writers_compressed.SCHEMES.items()},
@@ -62,12 +62,10 @@ def test_tokens_and_logprobs(name: str, family: str) -> None:
     model = written(family, scheme)
     prompts, answers = without_ties(model.model, 2 * tolerance)
     options = {"additional_config": {"fp8": "int8"}} if name in AS_INT8 else {}
-    with engine(model.folder, max_model_len=64, env={"VLLM_MS_KERNELS": "reference"}, **options) as llm:
+    with engine(model.folder, max_model_len=64, **options) as llm:
         outputs = greedy(llm, prompts, TOKENS, prompt_logprobs=-1)
         found = [distributions(output.prompt_logprobs, VOCABULARY) for output in outputs]
     off = differences(found, answers)
-    with open("/tmp/diffs.txt", "a") as f:
-        print(name, family, off.max(), np.median(off), np.quantile(off, 0.9), file=f)
     assert off.max() < tolerance
     assert np.median(off) < LOGPROB_TOLERANCE
     assert token_ids(outputs) == [answer.tokens for answer in answers]

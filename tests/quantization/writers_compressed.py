@@ -25,7 +25,7 @@ TENSOR = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "tensor",
 
 def config(format: str, weights: Mapping[str, Any], inputs: Mapping[str, Any] | None, **others: Any) -> dict[str, Any]:
     """`quantization_config` with everything that llm-compressor writes."""
-    common = {
+    common: dict[str, Any] = {
         "actorder": None,
         "block_structure": None,
         "dynamic": False,

@@ -53,7 +53,7 @@ class CheckpointQuantization(QuantizationConfig):
         return 0
 
     @classmethod
-    def get_config_filenames(cls) -> list[str]:  # type: ignore[override]
+    def get_config_filenames(cls) -> list[str]:
         return cls.filenames
 
     @classmethod

@@ -290,7 +290,7 @@ class Int8ProductScheme(IntegerScheme):
         first = scales[0]
         assert first is not None
         for part, scale in zip(self.parts, scales, strict=True):
-            if not np.array_equal(scale, first):
+            if scale is None or not np.array_equal(scale, first):
                 raise CheckpointError(
                     f"input_scale of {part.name} differs from that of {self.parts[0].name}, with which it is "
                     "multiplied; parts of one layer must share the scales of their inputs when each input has its own."
