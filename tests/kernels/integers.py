@@ -56,12 +56,15 @@ def matrix(
     """Random values over the whole range, scales of several magnitudes."""
     rows, groups = sum(sizes), integers.groups(width)
     half = 1 << (integers.bits - 1)
+    unit = 0.02 if integers.activations == "static" else 1.0  # there scales are those of products
     inputs = [(float(np.float32(rng.uniform(0.005, 0.05))), int(rng.integers(-128, 128))) for _ in sizes]
     return Matrix(
         integers,
         sizes,
         rng.integers(-half, half, (rows, width), np.int8),
-        (rng.uniform(0.1, 1.0, (rows, groups)) * 2.0 ** rng.integers(-6, 1, (rows, groups)) / half).astype(np.float32),
+        (rng.uniform(0.1, 1.0, (rows, groups)) * 2.0 ** rng.integers(-6, 1, (rows, groups)) * unit / half).astype(
+            np.float32
+        ),
         (rng.integers(-half, half, (rows, groups)) * zeros).astype(np.int8),
         (rng.integers(-100_000, 100_000, rows) * addends).astype(np.int32),
         inputs[:1] * len(sizes) if same_input else inputs,
