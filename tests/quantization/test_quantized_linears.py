@@ -5,6 +5,7 @@ there are inputs, with a zero point of its own (`layer_testing` has the bound). 
 what remains are the sum's conversion, two products of scales and the bias, each off by 2^-24 of its result.
 """
 
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
 from vllm_ms_models.checkpoint import CheckpointError, load, open_checkpoint
 from vllm_ms_models.quantization.base import LinearScheme, Part
 from vllm_ms_models.quantization.schemes import FromCheckpoint
+from vllm_ms_models.quantization.specs import AwqWeight, Fp8Weight
 
 SCHEMES: dict[str, Scheme] = {
     **{f"compressed-tensors {name}": scheme for name, scheme in writers_compressed.SCHEMES.items()},
@@ -186,3 +188,18 @@ def test_the_correction_of_a_sum_over_ranks_is_added_once() -> None:
     np.testing.assert_allclose(
         product(first, zeros)[0], (offset * halves[0] + tensors["quant_bias"]) * scale, rtol=1e-6, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_memory_is_counted_as_it_is_stored(name: str) -> None:
+    """The bytes of the integers and, in these small matrices, up to half as much for scales and zero points."""
+    module = SHAPES["mlp.down_proj"]
+    part = Part(f"{PREFIX}.mlp.down_proj", module, slice(0, module[0]), slice(0, module[1]))
+    scheme = quantization(written("qwen2", SCHEMES[name]), name).linear([part], False, ms.float32)
+    counted = sum(math.prod(slot.part_shape) * (slot.itemsize or 4) for slot in scheme.slots() if not slot.optional)
+    spec = quantization(written("qwen2", SCHEMES[name]), name).format.spec(part.name)
+    bits = 4 if isinstance(spec, AwqWeight) else getattr(spec, "bits", 8)
+    if isinstance(spec, Fp8Weight) and not spec.requantized:
+        bits = 32  # the model's dtype
+    values = math.prod(module) * bits // 8
+    assert values <= counted <= 1.5 * values + 4 * sum(module)

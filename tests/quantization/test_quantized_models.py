@@ -3,8 +3,9 @@
 With activations in floats, sums differ in their order alone, and the bound is that of unquantized models.
 
 With activations rounded to int8, a difference in the last bit of a float now and then moves an activation across the
-middle between two integers. That is one unit of one input, and no fault: `UNIT_TOLERANCE` allows for a few of them
-(of the models here none has any: the largest difference of all is 4e-6), and the median of all differences, which they do not reach, must be as small as without.
+middle between two integers. That is one unit of one input, and no fault: `UNIT_TOLERANCE` allows for a few of them (of
+the models here none has any: the largest difference of all was 4e-6), and the median of all differences, which they do
+not reach, must be as small as without.
 """
 
 import itertools
@@ -54,8 +55,15 @@ def differences(found: Sequence[np.ndarray], answers: Sequence[Answer]) -> np.nd
     return np.concatenate([np.abs(a - b).reshape(-1) for a, b in zip(found, wanted, strict=True)])
 
 
-@pytest.mark.parametrize("family", ["qwen2", "llama"])
-@pytest.mark.parametrize("name", SCHEMES)
+# An engine takes seconds to start: the quick tests take the families in turns, `make test-all` both for each scheme.
+CASES = [
+    pytest.param(name, family, id=f"{name}-{family}", marks=() if (number + turn) % 2 else pytest.mark.slow)
+    for number, name in enumerate(SCHEMES)
+    for turn, family in enumerate(("qwen2", "llama"))
+]
+
+
+@pytest.mark.parametrize(("name", "family"), CASES)
 def test_tokens_and_logprobs(name: str, family: str) -> None:
     scheme = SCHEMES[name]
     tolerance = UNIT_TOLERANCE if scheme.int8_inputs else LOGPROB_TOLERANCE
