@@ -52,14 +52,23 @@ def test_a_flag_that_agrees(case: tuple[Path, list[str], list[str]]) -> None:
 def test_a_flag_that_does_not(case: tuple[Path, list[str], list[str]]) -> None:
     folder, _, others = case
     for name in others:
-        with pytest.raises(ValueError, match=rf"does not match|--quantization {name}|config file for {name}"):
+        with pytest.raises(
+            ValueError, match=rf"does not match|--quantization {name} does not belong|config file for {name}"
+        ):
             configure(folder, quantization=name)
 
 
-@pytest.mark.parametrize("name", ["fp8", "awq", "ascend", "int8_per_channel_weight_only", "online"])
+@pytest.mark.parametrize("name", ["fp8", "awq", "gptq", "compressed-tensors", "int8_per_channel_weight_only"])
 def test_a_flag_for_a_model_in_floats(name: str) -> None:
     """vLLM would quantize while it loads; here that is refused, never ignored."""
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=f"--quantization {name} is not possible: the checkpoint is not quantized"):
+        configure(checkpoint("llama"), quantization=name)
+
+
+@pytest.mark.parametrize("name", ["ascend", "golden-stick"])
+def test_a_flag_without_the_description_file(name: str) -> None:
+    """The sentence is vLLM's own."""
+    with pytest.raises(ValueError, match=f"Cannot find the config file for {name}"):
         configure(checkpoint("llama"), quantization=name)
 
 

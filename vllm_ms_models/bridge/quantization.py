@@ -38,7 +38,8 @@ class CheckpointQuantization(QuantizationConfig):
     method: ClassVar[str]
     filenames: ClassVar[list[str]] = []
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        """Without `config`: --quantization for a model that describes none, which is refused later, in a sentence."""
         super().__init__()
         self.config = config
 
@@ -65,8 +66,8 @@ class CheckpointQuantization(QuantizationConfig):
         cls, hf_quant_cfg: Mapping[str, Any], user_quant: str | None, hf_config: Any = None
     ) -> str | None:
         """Another name of the checkpoint's own method is taken as what it stands for."""
-        method = hf_quant_cfg.get("quant_method")
-        return user_quant if method == cls.method and user_quant in NAMES[cls.method] else None
+        is_other_name = user_quant != cls.method and user_quant in NAMES[cls.method]
+        return user_quant if is_other_name and hf_quant_cfg.get("quant_method") == cls.method else None
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> None:
         return None
