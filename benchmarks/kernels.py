@@ -23,7 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import limits
 
 from vllm_ms_models import compat
-from vllm_ms_models.kernels import PagedSequences
+from vllm_ms_models.kernels import Integers, PagedSequences, Weight
 from vllm_ms_models.kernels.cpu import CpuKernels
 
 # hidden, intermediate, heads, KV heads, head size, vocabulary
@@ -33,6 +33,11 @@ MODELS = {
     "llama-3.2-1b": (2048, 8192, 32, 8, 64, 128256),
 }
 DTYPES = {"bfloat16": ms.bfloat16, "float16": ms.float16, "float32": ms.float32}
+SCHEMES = {
+    "w8a8": Integers(8, 0, "dynamic"),
+    "w8a16": Integers(8, 0, "float"),
+    "w4a16": Integers(4, 128, "float"),
+}
 ATTENTION = (
     (1, 4096, 1),
     (1, 16384, 1),
@@ -71,8 +76,26 @@ def tensor(values: np.ndarray, dtype: Any = None) -> ms.Tensor:
     return ms.Tensor(values).astype(dtype) if dtype is not None else ms.Tensor(values)
 
 
-def linears(kernels: CpuKernels, model: str, dtype: Any, rows: int) -> Iterator[Case]:
-    """The matrix products of one layer, and the head."""
+def new_weight(kernels: CpuKernels, sizes: list[int], inputs: int, kind: Any) -> tuple[Weight, float]:
+    """A weight of `kind` (a dtype or `Integers`) full of random numbers, and its bytes."""
+    rng = np.random.default_rng(0)
+    if isinstance(kind, Integers):
+        half = 1 << (kind.bits - 1)
+        integers = rng.integers(-half, half, 100_003, np.int8)
+        weight = kernels.new_integer_weight(sizes, inputs, kind)
+        for part, count in enumerate(sizes):
+            kernels.load_integers(weight, part, 0, np.resize(integers, (count, inputs)))
+            kernels.load_scales(weight, part, 0, np.full((count, kind.groups(inputs)), 1e-3, np.float32))
+        return weight, sum(sizes) * (inputs * kind.bits / 8 + 4 * kind.groups(inputs))
+    floats = rng.normal(size=100_003).astype(np.float32)
+    weight = kernels.new_weight(sizes, inputs, kind)
+    for part, count in enumerate(sizes):
+        kernels.load_rows(weight, part, 0, np.resize(floats, (count, inputs)))
+    return weight, sum(sizes) * inputs * (4 if kind == ms.float32 else 2)
+
+
+def linears(kernels: CpuKernels, model: str, dtype: Any, kind: Any, rows: int) -> Iterator[Case]:
+    """The matrix products of one layer with weights of `kind`, and the head, which stays in `dtype`."""
     hidden, intermediate, heads, kv_heads, size, vocab = MODELS[model]
     width = 4 if dtype == ms.float32 else 2
     shapes = {
@@ -84,18 +107,16 @@ def linears(kernels: CpuKernels, model: str, dtype: Any, rows: int) -> Iterator[
     }
     rng = np.random.default_rng(0)
     for name, (sizes, inputs) in shapes.items():
-        if name == "lm_head" and rows > 128:
+        if name == "lm_head" and (rows > 128 or isinstance(kind, Integers)):
             continue  # only sampled rows get there
-        values = rng.normal(size=100_003).astype(np.float32)
-        weights = []
-        for _ in range(-(-BEYOND_CACHES // (width * sum(sizes) * inputs))):
-            weights.append(kernels.new_weight(sizes, inputs, dtype))
-            for part, count in enumerate(sizes):
-                kernels.load_rows(weights[-1], part, 0, np.resize(values, (count, inputs)))
+        weight, weight_bytes = new_weight(kernels, sizes, inputs, kind)
+        weights = [weight]
+        while len(weights) * weight_bytes < BEYOND_CACHES:
+            weights.append(new_weight(kernels, sizes, inputs, kind)[0])
         turn = cycle(weights)
         x = tensor(rng.normal(size=(rows, inputs)).astype(np.float32), dtype)
         total = sum(sizes)
-        moved = width * (total * inputs + rows * (inputs + total))
+        moved = weight_bytes + width * rows * (inputs + total)
         yield Case(name, lambda x=x, turn=turn: kernels.linear_split(x, next(turn)), moved, 2.0 * rows * total * inputs)
 
 
@@ -158,6 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="qwen2.5-0.5b")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--scheme", choices=SCHEMES, help="weights of small integers, products only (default: floats)")
     parser.add_argument("--isa", help="instruction set (default: the best this machine has)")
     parser.add_argument("--json", help="also write the rows to this file")
     options = parser.parse_args()
@@ -166,8 +188,12 @@ def main() -> None:
     compat.absorb_numpy_warning()
     kernels = CpuKernels(options.isa)
     dtype = DTYPES[options.dtype]
+    kind = SCHEMES.get(options.scheme, dtype)
     peak = "bf16_gflop_s" if options.dtype == "bfloat16" and kernels.isa == "avx512_bf16" else "f32_gflop_s"
-    print(f"{options.model}, {options.dtype}, {kernels.describe()}; limits now: {limits.measure()}")
+    if options.scheme == "w8a8":
+        peak = "int8_gop_s"
+    what = f"{options.model}, {options.scheme or 'floats'}, {options.dtype}, {kernels.describe()}"
+    print(f"{what}; limits now: {limits.measure()}")
     print(f"{'kernel':32} {'rows':>5} {'us':>10} {'GB/s':>7} {'GFLOP/s':>8} {'of limit':>9}")
     table: list[Row] = []
 
@@ -178,8 +204,8 @@ def main() -> None:
             print(f"{line} {row.of_limit:9.0%}")
 
     for rows in (1, 8, 32, 128, 1024):
-        show(list(linears(kernels, options.model, dtype, rows)), rows)
-    for queries, context, sequences in ATTENTION:
+        show(list(linears(kernels, options.model, dtype, kind, rows)), rows)
+    for queries, context, sequences in () if options.scheme else ATTENTION:
         show([attention(kernels, options.model, dtype, queries, context, sequences)], queries * sequences)
     if options.json:
         with open(options.json, "w") as file:

@@ -13,7 +13,7 @@ MINDSPORE_VERSION = "2.10.0"
 ENVIRONMENT = (
     "VLLM_MS_CACHE_DIR",  # where compiled kernels are kept (default: ~/.cache/vllm_ms_models)
     "VLLM_MS_DEVICE",  # auto, cpu or ascend
-    "VLLM_MS_ISA",  # avx512_bf16, avx512, avx2 or portable (default: the best that this CPU has)
+    "VLLM_MS_ISA",  # avx512_bf16, avx512_vnni, avx512, avx2 or portable (default: the best that this CPU has)
     "VLLM_MS_KERNELS",  # auto, cpp or reference
 )
 

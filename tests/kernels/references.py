@@ -125,7 +125,11 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> Bounded:
 
 def linear_gated(kind: str, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> Bounded:
     """`activation(gate) * up` of products: their errors pass through the activation, whose slope is below 1.13."""
-    products, errors = linear(x, weight, bias)
+    return gated_products(kind, *linear(x, weight, bias))
+
+
+def gated_products(kind: str, products: np.ndarray, errors: np.ndarray) -> Bounded:
+    """As `linear_gated`, of gate and up side by side."""
     (gate, up), (gate_error, up_error) = np.split(products, 2, 1), np.split(errors, 2, 1)
     values, error = gated(kind, gate, up)
     slope = 1.13 * gate_error

@@ -120,7 +120,7 @@ def test_reference_and_compiled_kernels(model: str) -> None:
     assert tokens["cpp"] == tokens["reference"]
 
 
-@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512", "avx2", "portable"])
+@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable"])
 def test_each_instruction_set(model: str, isa: str) -> None:
     from vllm_ms_models.kernels.cpu.backend import load_module
 

@@ -104,9 +104,13 @@ BROKEN: dict[str, tuple[Damage, str]] = {
         r"NobodyForCausalLM.* not supported.*\['LlamaForCausalLM', 'MistralForCausalLM', 'Qwen2ForCausalLM'\]",
     ),
     "activation": (edit_config(hidden_act="relu"), r"Activation 'relu'.*supported are silu"),
-    "quantized": (
+    "floats described as quantized": (
         edit_config(quantization_config={"quant_method": "fp8", "activation_scheme": "dynamic"}),
-        r"Quantization \(fp8\) is not supported yet",
+        r"wanted tensors are missing: '[^']*weight_scale'.*has dtype F32 where F8_E4M3 is expected",
+    ),
+    "quantization that is not known": (
+        edit_config(quantization_config={"quant_method": "fp8", "activation_scheme": "dynamic", "novelty": 1}),
+        r"settings that are not known here: 'novelty'",
     ),
 }
 

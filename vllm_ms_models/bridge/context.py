@@ -2,10 +2,17 @@
 
 from vllm.config import VllmConfig
 
+from vllm_ms_models.bridge.quantization import checkpoint_format
 from vllm_ms_models.bridge.tensors import DTYPES
 from vllm_ms_models.layers.context import ModelContext
+from vllm_ms_models.quantization.base import Quantization, Unquantized
+from vllm_ms_models.quantization.schemes import FromCheckpoint
 
 
 def model_context(vllm_config: VllmConfig) -> ModelContext:
     model_config = vllm_config.model_config
-    return ModelContext(dtype=DTYPES[model_config.dtype], max_model_len=model_config.max_model_len)
+    format = checkpoint_format(vllm_config)
+    quantization: Quantization = Unquantized() if format is None else FromCheckpoint(format)
+    return ModelContext(
+        dtype=DTYPES[model_config.dtype], max_model_len=model_config.max_model_len, quantization=quantization
+    )

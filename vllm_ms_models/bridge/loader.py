@@ -78,21 +78,21 @@ class DummyLoader(BaseModelLoader):
     def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
         assert isinstance(model, CausalLMShell)
         values = np.random.default_rng(0).uniform(-0.05, 0.05, 1_000_003).astype(np.float32)
-        for slot in _fitting_slots(model):
-            before = (slot.index[0].start or 0) * prod(slot.shape[1:]) if slot.index else 0  # pieces go on, rows differ
-            slot.load(np.resize(np.roll(values, -before), _part_shape(slot)))
+        slots = [slot for slot in _fitting_slots(model) if not slot.optional]
+        for slot in sorted(slots, key=lambda slot: not slot.early):
+            slot.load(_random(slot, values) if slot.example is None else slot.example(slot.part_shape))
         model.finish_loading()
+
+
+def _random(slot: "Slot", values: np.ndarray) -> np.ndarray:
+    """So many of `values`, over and over; a piece of a matrix goes on where the last one ended, so that rows differ."""
+    before = (slot.index[0].start or 0) * prod(slot.shape[1:]) if slot.index else 0
+    return np.resize(np.roll(values, -before), slot.part_shape)
 
 
 def _fitting_slots(model: CausalLMShell) -> list["Slot"]:
     """The model's slots, if there is memory for what they load (storage is allocated, but not touched before)."""
     slots = list(model.slots())
-    elements = sum(prod(_part_shape(slot)) for slot in slots)
-    memory.check_weights(elements * model.dtype.itemsize, host_memory())
+    needed = sum(prod(slot.part_shape) * (slot.itemsize or model.dtype.itemsize) for slot in slots)
+    memory.check_weights(needed, host_memory())
     return slots
-
-
-def _part_shape(slot: "Slot") -> tuple[int, ...]:
-    """Shape of the part that this rank reads."""
-    taken = [len(range(*part.indices(size))) for part, size in zip(slot.index, slot.shape, strict=False)]
-    return (*taken, *slot.shape[len(taken) :])

@@ -21,6 +21,7 @@ def register() -> None:
             f"or, to run without it, set VLLM_PLUGINS to the plugins that you want."
         )
     compat.make_accelerator_calls_harmless()
+    from vllm_ms_models.bridge import quantization
     from vllm_ms_models.bridge.loader import DummyLoader, SafetensorsLoader
     from vllm_ms_models.bridge.model import shell
 
@@ -30,3 +31,4 @@ def register() -> None:
     compat.hide_torch_models(ours)
     register_model_loader("mindspore")(SafetensorsLoader)
     register_model_loader("mindspore_dummy")(DummyLoader)
+    quantization.register()

@@ -7,7 +7,9 @@ from typing import Any
 from vllm.config import VllmConfig
 
 from vllm_ms_models import registry
+from vllm_ms_models.bridge import quantization
 from vllm_ms_models.bridge.loader import LOAD_FORMATS
+from vllm_ms_models.checkpoint.errors import CheckpointError
 
 WORKER = "vllm_ms_models.worker.MindSporeWorker"
 BLOCK_MULTIPLE = 16  # the CPU kernels keep the positions of a cache block in panels of 16
@@ -37,8 +39,7 @@ def _model(vllm_config: VllmConfig) -> Iterator[str]:
         yield f"--runner {model.runner_type} is not supported yet: only text generation is; use --runner generate."
     if model.is_multimodal_model:
         yield f"{model.architectures[0]} takes images or audio, which are not supported yet; serve a text model."
-    if model.quantization is not None:
-        yield f"Quantization ({model.quantization}) is not supported yet; serve a checkpoint in bf16, fp16 or fp32."
+    yield from _quantization(vllm_config)
     if cache.cache_dtype not in ("auto", str(model.dtype).removeprefix("torch.")):
         yield (
             f"--kv-cache-dtype {cache.cache_dtype} is not supported: the cache has the model's dtype "
@@ -51,6 +52,31 @@ def _model(vllm_config: VllmConfig) -> Iterator[str]:
             f"--load-format {load.load_format} is not supported: weights are read from safetensors; "
             f"use auto, safetensors or dummy."
         )
+
+
+def _quantization(vllm_config: VllmConfig) -> Iterator[str]:
+    if problem := quantization.option_problem(vllm_config):
+        yield problem
+    model = vllm_config.model_config
+    asked = model.quantization
+    try:
+        format = quantization.checkpoint_format(vllm_config)
+    except CheckpointError as error:
+        yield str(error)
+        return
+    if format is None:
+        if asked is not None:
+            yield (
+                f"--quantization {asked} is not possible: the checkpoint is not quantized, and weights are not "
+                "quantized while they are loaded; leave it out, or serve a quantized checkpoint."
+            )
+    elif asked not in (None, *quantization.NAMES[format.name]):
+        yield (
+            f"--quantization {asked} does not belong to this checkpoint, which is in the format {format.name}; "
+            "leave it out: the format is recognised."
+        )
+    if model.quantization_config is not None:
+        yield "--quantization-config is not supported: the checkpoint alone says how it is quantized; leave it out."
 
 
 def _sizes(vllm_config: VllmConfig) -> Iterator[tuple[str, int]]:

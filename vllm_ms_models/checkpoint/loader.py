@@ -32,7 +32,7 @@ class LoadReport:
 
 
 Plan = list[tuple[Slot, Region]]
-"""What to read for which slot, in the order of files and bytes."""
+"""What to read for which slot: early ones first, then in the order of files and bytes."""
 
 
 def load(
@@ -42,7 +42,7 @@ def load(
     ignored: Sequence[Pattern] = (),
     progress: Progress = True,
 ) -> LoadReport:
-    """Gives each slot its part of the checkpoint, in the order of files and bytes.
+    """Gives each slot its part of the checkpoint: early ones first, then in the order of files and bytes.
 
     `ignored` are tensors that may be present without being wanted. Before any weight is read, everything is checked
     (see `check`); nothing has been loaded if that raises. Host memory: the largest part that one slot reads, and
@@ -70,7 +70,8 @@ def check(checkpoint: Checkpoint, slots: Iterable[Slot], *, ignored: Sequence[Pa
     have = checkpoint.tensors
     wanted = {slot.name for slot in slots}
     problems = []
-    if missing := [name for name in dict.fromkeys(slot.name for slot in slots) if name not in have]:
+    needed = dict.fromkeys(slot.name for slot in slots if not slot.optional)
+    if missing := [name for name in needed if name not in have]:
         problems.append(f"{len(missing)} of {len(wanted)} wanted tensors are missing: {enumerate_names(missing)}")
     extra = [name for name in have if name not in wanted and not _matches(name, ignored)]
     if extra:
@@ -84,13 +85,17 @@ def check(checkpoint: Checkpoint, slots: Iterable[Slot], *, ignored: Sequence[Pa
         )
     plan = [(slot, make_region(have[slot.name], slot.index)) for slot in present]
     position = {path: number for number, path in enumerate(checkpoint.files)}
-    return sorted(plan, key=lambda item: (position[item[1].tensor.path], item[1].tensor.offset, item[1].begin))
+    return sorted(
+        plan, key=lambda item: (not item[0].early, position[item[1].tensor.path], item[1].tensor.offset, item[1].begin)
+    )
 
 
 def _misfits(slot: Slot, checkpoint: Checkpoint) -> Iterator[str]:
     found = checkpoint.tensors[slot.name]
-    if found.shape != tuple(slot.shape):
-        yield f"{quote(slot.name)} has shape {list(found.shape)} where {list(slot.shape)} is expected"
+    shapes = [tuple(shape) for shape in (slot.shape, *slot.shapes)]
+    if found.shape not in shapes:
+        wanted = " or ".join(str(list(shape)) for shape in shapes)
+        yield f"{quote(slot.name)} has shape {list(found.shape)} where {wanted} is expected"
     accepted = [dtype for dtype in slot.dtypes if dtype in DTYPES]
     if found.dtype not in accepted:
         yield f"{quote(slot.name)} has dtype {found.dtype} where {' or '.join(accepted)} is expected"

@@ -18,6 +18,11 @@ class Slot:
     `name` and `shape` are those on disk (the whole tensor, not a rank's part); `index` selects what this rank reads
     (empty: everything); `load` takes that part as a NumPy array (bfloat16 as `ml_dtypes.bfloat16`), which is only
     valid during the call. `dtypes` are the safetensors dtype names that `load` can take.
+
+    Quantized weights need more: `shapes` are others that the tensor may have instead; an `optional` tensor may be
+    absent; `early` ones are read before all others (scales, which say how weights are to be taken); `itemsize` is what
+    an element takes in the model, in bytes (None: the size of the model's dtype); `example` makes up an array of the
+    part's shape for models without weights (None: small random floats).
     """
 
     name: str
@@ -25,6 +30,17 @@ class Slot:
     load: Callable[[np.ndarray], None]
     index: tuple[slice, ...] = ()
     dtypes: tuple[str, ...] = FLOATS
+    shapes: tuple[tuple[int, ...], ...] = ()
+    optional: bool = False
+    early: bool = False
+    itemsize: int | None = None
+    example: Callable[[tuple[int, ...]], np.ndarray] | None = None
+
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        """Shape of the part that this rank reads."""
+        taken = [len(range(*part.indices(size))) for part, size in zip(self.index, self.shape, strict=False)]
+        return (*taken, *self.shape[len(taken) :])
 
 
 def pieces(rows: slice, columns: int) -> Iterator[tuple[int, slice]]:

@@ -13,7 +13,7 @@ Three back ends implement it: `reference` (plain MindSpore operators; the defini
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import mindspore as ms
 import numpy as np
@@ -21,17 +21,63 @@ from mindspore import Tensor
 
 
 @dataclass(frozen=True)
+class Integers:
+    """How a weight of small integers is stored and multiplied.
+
+    `bits` is 8 or 4, two's complement: -128 to 127, or -8 to 7. `group_size` neighbouring inputs of a row share a scale
+    and a zero point; 0 stands for the whole row. `activations` are
+
+    * "dynamic": rounded to int8 by a scale of each token. A row x has m = max|x|, q = rint(x * (127 / m)) and the scale
+      t = m / 127 (q is 0 where 127 / m is no float32 number: m is 0 or below 4e-37). Then
+      `y_n = float32(sum_k q_k (w_nk - z_n) + addend_n) * (t * s_n) + bias_n`.
+    * "static": rounded to int8 by a scale and an offset from the checkpoint (`Kernels.set_input`):
+      q = clip(rint(x * (1 / scale)) + offset, -128, 127), and
+      `y_n = float32(sum_k q_k (w_nk - z_n) + addend_n) * s_n + bias_n`. Here s_n is the scale of the product: who loads
+      it has multiplied those of input and weight, and put `-offset * sum_k w_nk` into the addend.
+    * "float": left as they are, `y_n = sum_g s_ng * (sum_{k in g} x_k (w_nk - z_ng)) + bias_n`.
+
+    Everything is float32 arithmetic in which rint is to nearest, ties to even; sums of integers are exact (int32), sums
+    of floats in any order. A row rounded to int8 in which a value is not finite gives NaN.
+
+    With int8 activations the weight has 8 bits and no groups; groups are multiples of 16, the last may be shorter.
+    Raises ValueError for anything else.
+    """
+
+    bits: int
+    group_size: int
+    activations: Literal["dynamic", "static", "float"]
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise ValueError(f"Weights of {self.bits} bits are not supported; 4 and 8 are.")
+        if self.activations not in ("dynamic", "static", "float"):
+            raise ValueError(f"Activations cannot be {self.activations!r}; dynamic, static and float are supported.")
+        if self.activations != "float" and (self.bits, self.group_size) != (8, 0):
+            raise ValueError(
+                f"int8 activations need weights of 8 bits without groups, not {self.bits} bits in groups of "
+                f"{self.group_size}."
+            )
+        if self.group_size < 0 or self.group_size % 16:
+            raise ValueError(f"Groups of {self.group_size} inputs are not supported; multiples of 16 are, and 0.")
+
+    def groups(self, in_features: int) -> int:
+        """Scales of a row of `in_features` inputs."""
+        return -(-in_features // self.group_size) if self.group_size else 1
+
+
+@dataclass(frozen=True)
 class Weight:
     """A matrix in the layout its back end multiplies fastest; opaque outside that back end.
 
     `sizes` are the output features of each part of a fused matrix (q, k and v; gate and up), one entry if not fused.
-    `data` holds the values; its layout and padding are the back end's own.
+    `data` holds the values; its layout and padding are the back end's own. `integers` is None for a matrix of floats.
     """
 
     data: Tensor
     sizes: tuple[int, ...]
     in_features: int
     dtype: ms.Type
+    integers: Integers | None = None
 
     @property
     def out_features(self) -> int:
@@ -79,6 +125,43 @@ class Kernels(ABC):
 
         `source` may be float32, float16 or ml_dtypes.bfloat16, and a strided (even memory-mapped) view with unit
         stride in its last axis; it is read once, front to back. Rounding is to nearest, ties to even.
+        """
+
+    @abstractmethod
+    def new_integer_weight(self, sizes: Sequence[int], in_features: int, integers: Integers) -> Weight:
+        """Allocate a matrix of integers, `dtype` int8, for `linear`, `linear_split` and `linear_gated`.
+
+        Its scales are 0 until they are loaded, and so are products with it; inputs have scale 1 and offset 0.
+        """
+
+    @abstractmethod
+    def load_integers(self, weight: Weight, part: int, first_row: int, values: np.ndarray) -> None:
+        """Copy int8 `values` `[rows, in_features]`, in range for the weight's bits, to rows `first_row...` of `part`.
+
+        Views are as good as for `load_rows`.
+        """
+
+    @abstractmethod
+    def load_scales(
+        self,
+        weight: Weight,
+        part: int,
+        first_row: int,
+        scales: np.ndarray,
+        zeros: np.ndarray | None = None,
+        addends: np.ndarray | None = None,
+    ) -> None:
+        """Set scales, zero points and addends of rows `first_row...` of `part`.
+
+        `scales` is float32 `[rows, groups]`, `zeros` int8 `[rows, groups]` (default: 0), `addends` int32 `[rows]`
+        (default: 0), for int8 activations only.
+        """
+
+    @abstractmethod
+    def set_input(self, weight: Weight, part: int, scale: float, offset: int) -> None:
+        """Set how "static" activations of `part` are rounded: scale > 0, -128 <= offset <= 127.
+
+        Parts that share an input are quicker to multiply, since it is rounded once.
         """
 
     # --- dense -------------------------------------------------------------------------------------------------

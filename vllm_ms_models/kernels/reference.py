@@ -15,7 +15,8 @@ import ml_dtypes
 import numpy as np
 from mindspore import Tensor, mint, ops
 
-from vllm_ms_models.kernels.interface import Kernels, PagedSequences, Weight
+from vllm_ms_models.kernels import reference_integers
+from vllm_ms_models.kernels.interface import Integers, Kernels, PagedSequences, Weight
 
 _NUMPY = {
     ms.float32: np.dtype(np.float32),
@@ -125,6 +126,26 @@ class ReferenceKernels(Kernels):
         start = sum(weight.sizes[:part])
         _copy(_memory(weight.data)[start + first_row : start + last_row], source)
 
+    def new_integer_weight(self, sizes: Sequence[int], in_features: int, integers: Integers) -> Weight:
+        return reference_integers.new_weight(sizes, in_features, integers)
+
+    def load_integers(self, weight: Weight, part: int, first_row: int, values: np.ndarray) -> None:
+        reference_integers.load_values(weight, part, first_row, values)
+
+    def load_scales(
+        self,
+        weight: Weight,
+        part: int,
+        first_row: int,
+        scales: np.ndarray,
+        zeros: np.ndarray | None = None,
+        addends: np.ndarray | None = None,
+    ) -> None:
+        reference_integers.load_scales(weight, part, first_row, scales, zeros, addends)
+
+    def set_input(self, weight: Weight, part: int, scale: float, offset: int) -> None:
+        reference_integers.set_input(weight, part, scale, offset)
+
     # --- dense -------------------------------------------------------------------------------------------------
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None, dtype: ms.Type | None = None) -> Tensor:
@@ -152,7 +173,10 @@ class ReferenceKernels(Kernels):
         if x.shape[0] == 0:
             return mint.empty((0, weight.out_features), dtype=ms.float32)
         x = _float32(x)
-        products = [self._matmul_bt(x, rows) for rows in self._float32_rows(weight)]
+        if weight.integers is not None:
+            products = list(reference_integers.products(x, weight))
+        else:
+            products = [self._matmul_bt(x, rows) for rows in self._float32_rows(weight)]
         result = products[0] if len(products) == 1 else ops.concat(products, 1)
         return result if bias is None else result + bias
 

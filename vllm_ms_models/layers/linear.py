@@ -158,7 +158,7 @@ class RowParallelLinear(Linear):
     def slots(self) -> Iterator[Slot]:
         yield from self.scheme.slots()
         for name in self.foreign_bias:  # in the checkpoint, but not for this rank
-            yield Slot(name, self.scheme.parts[0].shape[:1], lambda _: None, (slice(0, 0),))
+            yield Slot(name, self.scheme.parts[0].shape[:1], lambda _: None, (slice(0, 0),), optional=True)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.group.all_reduce(self.scheme.multiply(x))

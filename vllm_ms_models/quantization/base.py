@@ -10,6 +10,7 @@ from mindspore import Tensor
 
 from vllm_ms_models import kernels
 from vllm_ms_models.checkpoint.slots import Slot, pieces
+from vllm_ms_models.kernels import Weight
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,30 @@ def _store(target: np.ndarray) -> Callable[[np.ndarray], None]:
     return load
 
 
-class Float(LinearScheme):
-    """The weight as it is, in the model's dtype."""
+class KernelScheme(LinearScheme):
+    """A scheme whose weight is one matrix that the kernels multiply."""
+
+    weight: Weight
 
     def __init__(self, parts: Sequence[Part], bias: bool, dtype: ms.Type) -> None:
         super().__init__(parts, bias, dtype)
         self.kernels = kernels.get()
+
+    def multiply(self, x: Tensor, dtype: ms.Type | None = None) -> Tensor:
+        return self.kernels.linear(x, self.weight, self.bias, dtype)
+
+    def multiply_split(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.kernels.linear_split(x, self.weight, self.bias)
+
+    def multiply_gated(self, x: Tensor, activation: str) -> Tensor:
+        return self.kernels.linear_gated(x, self.weight, activation, self.bias)
+
+
+class Float(KernelScheme):
+    """The weight as it is, in the model's dtype."""
+
+    def __init__(self, parts: Sequence[Part], bias: bool, dtype: ms.Type) -> None:
+        super().__init__(parts, bias, dtype)
         self.weight = self.kernels.new_weight(self.sizes, self.in_features, dtype)
 
     def slots(self) -> Iterator[Slot]:
@@ -105,15 +124,6 @@ class Float(LinearScheme):
 
                 yield Slot(f"{part.name}.weight", part.shape, load, (rows, part.columns))
         yield from self.bias_slots()
-
-    def multiply(self, x: Tensor, dtype: ms.Type | None = None) -> Tensor:
-        return self.kernels.linear(x, self.weight, self.bias, dtype)
-
-    def multiply_split(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.kernels.linear_split(x, self.weight, self.bias)
-
-    def multiply_gated(self, x: Tensor, activation: str) -> Tensor:
-        return self.kernels.linear_gated(x, self.weight, activation, self.bias)
 
 
 class Quantization(ABC):

@@ -15,12 +15,20 @@ import numpy as np
 from mindspore import Tensor
 from mindspore._c_expression import TensorPy  # the base class of Tensor, all in C
 
+from vllm_ms_models.kernels import integer_checks
 from vllm_ms_models.kernels.cpu.loader import load
-from vllm_ms_models.kernels.interface import Kernels, PagedSequences, Weight
+from vllm_ms_models.kernels.interface import Integers, Kernels, PagedSequences, Weight
 
-_NAMES = {"avx512_bf16": "AVX-512 BF16", "avx512": "AVX-512", "avx2": "AVX2", "portable": "portable"}
-_DTYPES = (ms.float32, ms.bfloat16, ms.float16, ms.int32, ms.int64)  # in the order of DType in kernels.h
-_FLOAT32, _BFLOAT16, _FLOAT16, _INT32, _INT64 = range(5)
+_NAMES = {
+    "avx512_bf16": "AVX-512 BF16",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx512": "AVX-512",
+    "avx2": "AVX2",
+    "portable": "portable",
+}
+_DTYPES = (ms.float32, ms.bfloat16, ms.float16, ms.int32, ms.int64, ms.int8)  # in the order of DType in kernels.h
+_FLOAT32, _BFLOAT16, _FLOAT16, _INT32, _INT64, _INT8 = range(6)
+_INPUTS = {"float": 0, "dynamic": 1, "static": 2}  # Input in kernels.h
 _GROUP = 16  # positions of a panel of keys
 _SILU, _GELU_ERF, _GELU_TANH = range(3)
 _GATES = {"silu": _SILU, "gelu": _GELU_ERF, "gelu_tanh": _GELU_TANH}
@@ -43,7 +51,8 @@ class CpuKernels(Kernels):
     """Kernels for one process on a CPU.
 
     Args:
-        isa: `avx512_bf16`, `avx512`, `avx2` or `portable`; default: $VLLM_MS_ISA, or the best this machine runs.
+        isa: `avx512_bf16`, `avx512_vnni`, `avx512`, `avx2` or `portable`; default: $VLLM_MS_ISA, or the best that this
+            machine runs.
 
     Raises:
         KernelBuildError: the kernels cannot be built.
@@ -75,7 +84,7 @@ class CpuKernels(Kernels):
         if in_features < 0 or any(size < 0 for size in parts):
             raise ValueError(f"A weight cannot have the sizes {parts} and {in_features} inputs.")
         data, handle, keeper = self._module.new_weight(code, int(in_features), parts)
-        return PackedWeight(data, parts, int(in_features), dtype, handle, keeper)
+        return PackedWeight(data, parts, int(in_features), dtype, handle=handle, keeper=keeper)
 
     def load_rows(self, weight: Weight, part: int, first_row: int, source: np.ndarray) -> None:
         code = {"float32": _FLOAT32, "float16": _FLOAT16, "bfloat16": _BFLOAT16}.get(source.dtype.name)
@@ -93,6 +102,39 @@ class CpuKernels(Kernels):
             source = np.ascontiguousarray(source)
         stride = source.strides[0] // source.itemsize
         self._kernels.load_rows(weight, part, first_row, source.ctypes.data, code, len(source), stride)
+
+    def new_integer_weight(self, sizes: Sequence[int], in_features: int, integers: Integers) -> PackedWeight:
+        parts = tuple(int(size) for size in sizes)
+        integer_checks.check_sizes(parts, in_features)
+        bits, size, groups = integers.bits, integers.group_size, integers.groups(in_features)
+        data, handle, keeper = self._module.new_integer_weight(
+            int(in_features), parts, bits, size, groups, _INPUTS[integers.activations]
+        )
+        return PackedWeight(data, parts, int(in_features), ms.int8, integers, handle, keeper)
+
+    def load_integers(self, weight: Weight, part: int, first_row: int, values: np.ndarray) -> None:
+        integer_checks.check_values(weight, part, first_row, values)
+        if values.shape[1] > 1 and values.strides[1] != 1:
+            values = np.ascontiguousarray(values)
+        self._module.load_integers(weight, part, first_row, values.ctypes.data, len(values), values.strides[0])
+
+    def load_scales(
+        self,
+        weight: Weight,
+        part: int,
+        first_row: int,
+        scales: np.ndarray,
+        zeros: np.ndarray | None = None,
+        addends: np.ndarray | None = None,
+    ) -> None:
+        integer_checks.check_scales(weight, part, first_row, scales, zeros, addends)
+        arrays = [None if array is None else np.ascontiguousarray(array) for array in (scales, zeros, addends)]
+        addresses = [0 if array is None else array.ctypes.data for array in arrays]
+        self._module.load_scales(weight, part, first_row, *addresses, len(scales))
+
+    def set_input(self, weight: Weight, part: int, scale: float, offset: int) -> None:
+        integer_checks.check_input(weight, part, scale, offset)
+        self._module.set_input(weight, part, float(scale), int(offset))
 
     # --- dense -------------------------------------------------------------------------------------------------
 

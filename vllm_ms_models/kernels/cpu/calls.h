@@ -30,6 +30,11 @@ bool read_weight(PyObject* object, const Packed*& to) {
   return !PyErr_Occurred();
 }
 
+bool expect_floats(const Packed& weight) {
+  if (weight.bits) PyErr_SetString(PyExc_ValueError, "The weight is one of integers; one of floats is expected.");
+  return !weight.bits;
+}
+
 // load_rows(weight, part, first_row, address of the source, dtype, rows, stride)
 PyObject* load_rows(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   const Packed* weight;
@@ -39,7 +44,7 @@ PyObject* load_rows(PyObject* self, PyObject* const* objects, Py_ssize_t count) 
   if (!expect(count, 7) || !read_weight(objects[0], weight)) return nullptr;
   unpack(objects[1], part), unpack(objects[2], first_row), unpack(objects[3], source), unpack(objects[4], dtype);
   unpack(objects[5], rows), unpack(objects[6], stride);
-  if (PyErr_Occurred()) return nullptr;
+  if (PyErr_Occurred() || !expect_floats(*weight)) return nullptr;
   const char* message;
   Py_BEGIN_ALLOW_THREADS message =
       functions(self).pack_rows(*weight, part, first_row, source, dtype, rows, stride);
@@ -51,7 +56,7 @@ PyObject* embedding(PyObject* self, PyObject* const* objects, Py_ssize_t count) 
   const Packed* weight;
   Tensor ids;
   long first_row;
-  if (!expect(count, 3) || !read_weight(objects[1], weight)) return nullptr;
+  if (!expect(count, 3) || !read_weight(objects[1], weight) || !expect_floats(*weight)) return nullptr;
   if (!read(objects[0], "ids", ids, "int32 or int64", [](int code) { return code == kInt32 || code == kInt64; }))
     return nullptr;
   unpack(objects[2], first_row);

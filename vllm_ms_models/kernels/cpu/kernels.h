@@ -6,15 +6,22 @@
 
 namespace vllm_ms {
 
-enum DType : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2, kInt32 = 3, kInt64 = 4 };
+enum DType : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2, kInt32 = 3, kInt64 = 4, kInt8 = 5 };
 
-inline long dtype_size(int dtype) { return dtype == kFloat32 || dtype == kInt32 ? 4 : dtype == kInt64 ? 8 : 2; }
+inline long dtype_size(int dtype) {
+  constexpr long kSizes[] = {4, 2, 2, 4, 8, 1};
+  return kSizes[dtype];
+}
 
 constexpr int kMaxParts = 64;
 
 enum class Gate : int { kNone = -1, kSilu = 0, kGeluErf = 1, kGeluTanh = 2 };
 
-// A matrix in panels of 16 rows; gemm.cpp describes the layout. Every part begins with a panel of its own; the panels of
+// What activations are multiplied as by weights of small integers: themselves, int8 by a scale of each row, int8 by a
+// scale and an offset of the weight.
+enum class Input : int { kFloat = 0, kDynamic = 1, kStatic = 2 };
+
+// A matrix in panels of 16 rows; gemm.cpp and gemm_integers.cpp describe the layout. Every part begins with a panel of its own; the panels of
 // two parts of one size take turns.
 struct Packed {
   void* data = nullptr;
@@ -28,11 +35,29 @@ struct Packed {
   long size[kMaxParts] = {};         // rows of the part
   long first_panel[kMaxParts] = {};  // its first panel
   long first_row[kMaxParts] = {};    // its first row in the unfused numbering
+
+  // Of small integers only:
+  int bits = 0;  // 8 or 4
+  Input input = Input::kFloat;
+  long group_size = 0, groups = 1;   // along the inputs
+  float* scales = nullptr;           // [panels][groups][16]
+  int8_t* zeros = nullptr;           // [panels][groups][16]
+  int32_t* addends = nullptr;        // [panels][16], for int8 activations
+  bool has_zeros = false;            // one that is not 0
+  float input_scale[kMaxParts] = {};  // of each part
+  int input_offset[kMaxParts] = {};
 };
 
 // The panel that holds row `row` of a part.
 inline long panel_of(const Packed& weight, int part, long row) {
   return weight.first_panel[part] + row / 16 * weight.panel_step;
+}
+
+// The part that a panel belongs to.
+inline int part_of(const Packed& weight, long panel) {
+  int part = weight.panel_step > 1 ? int(panel % weight.panel_step) : weight.parts - 1;
+  while (weight.first_panel[part] > panel) --part;
+  return part;
 }
 
 // Where `linear` puts part i: rows of `stride[i]` elements beginning at `data[i]`.
@@ -105,11 +130,22 @@ struct Functions {
 
 }  // namespace vllm_ms
 
+namespace vllm_ms {
+
+// Loading of small integers, the same for every instruction set (pack_integers.cpp). `stride` is in bytes; `zeros` and
+// `addends` may be null.
+void pack_integers(const Packed& weight, int part, long first_row, const int8_t* values, long rows, long stride);
+void pack_scales(Packed& weight, int part, long first_row, const float* scales, const int8_t* zeros,
+                 const int32_t* addends, long rows);
+
+}  // namespace vllm_ms
+
 // Declares the functions of one ISA's namespace; each of the kernel sources defines some of them.
 #define VLLM_MS_DECLARE_KERNELS                                                               \
   const char* pack_rows(const Packed&, int, long, const void*, int, long, long);              \
   const char* embedding(const Packed&, const void*, bool, long, long, void*);                 \
   const char* linear(const LinearCall&);                                                      \
+  const char* linear_integers(const LinearCall&);                                             \
   const char* rms_norm(const void*, const float*, void*, int, long, long, double);            \
   const char* add_rms_norm(const void*, void*, const float*, void*, int, long, long, double); \
   const char* gate_and_mul(const void*, const void*, void*, int, long, Gate);                 \

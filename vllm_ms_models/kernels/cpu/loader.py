@@ -29,8 +29,8 @@ logger = logging.getLogger("vllm.ms_models")
 
 MODULE = "_vllm_ms_cpu"
 SOURCES = Path(__file__).parent
-KERNELS = ("gemm", "attention", "elementwise", "kv_cache", "pack")  # compiled once per instruction set
-COMMON = ("module", "memory", "threads")  # compiled once, for any machine
+KERNELS = ("attention", "gemm_integers", "gemm", "elementwise", "kv_cache", "pack")  # once per ISA, slowest first
+COMMON = ("module", "memory", "threads", "pack_integers")  # compiled once, for any machine
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
@@ -43,8 +43,9 @@ class KernelBuildError(RuntimeError):
 def isa_flags() -> dict[str, tuple[str, ...]]:
     """Compiler flags of each instruction set of this architecture."""
     if platform.machine().lower() in ("x86_64", "amd64"):
-        bf16 = (*_AVX512, "-mavx512bf16")
-        return {"avx512_bf16": bf16, "avx512": _AVX512, "avx2": _AVX2, "portable": ()}
+        vnni = (*_AVX512, "-mavx512vnni")
+        bf16 = (*vnni, "-mavx512bf16")
+        return {"avx512_bf16": bf16, "avx512_vnni": vnni, "avx512": _AVX512, "avx2": _AVX2, "portable": ()}
     return {"portable": ()}
 
 
@@ -173,8 +174,8 @@ def _build(compiler: list[str], path: Path) -> None:
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as build:
         include = f"-I{sysconfig.get_path('include')}"
-        jobs = []  # the slowest first
-        for name in KERNELS[1:2] + KERNELS[:1] + KERNELS[2:]:
+        jobs = []
+        for name in KERNELS:
             for isa, flags in isa_flags().items():
                 target = f"{build}/{name}-{isa}.o"
                 jobs.append([*FLAGS, *flags, f"-DISA_NS={isa}", f"{SOURCES / name}.cpp", "-o", target])

@@ -9,13 +9,13 @@
 
 #include <cstring>
 
-#include "calls.h"
 #include "threads.h"
+#include "weights.h"
 
 namespace vllm_ms {
 
 #if defined(__x86_64__)
-#define VLLM_MS_EACH_ISA(X) X(avx512_bf16) X(avx512) X(avx2) X(portable)
+#define VLLM_MS_EACH_ISA(X) X(avx512_bf16) X(avx512_vnni) X(avx512) X(avx2) X(portable)
 #else
 #define VLLM_MS_EACH_ISA(X) X(portable)
 #endif
@@ -44,7 +44,8 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+bool has_avx512_bf16() { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 bool has_portable() { return true; }
 
@@ -70,39 +71,6 @@ PyObject* empty(PyObject*, PyObject* const* objects, Py_ssize_t count) {
   if (!expect(count, 2)) return nullptr;
   int dimensions = read_shape(objects[1], shape);
   return dimensions < 0 ? nullptr : make_tensor(int(PyLong_AsLong(objects[0])), dimensions, shape, &data);
-}
-
-// --- weights --------------------------------------------------------------------------------------------------------
-
-void delete_packed(PyObject* capsule) { delete static_cast<Packed*>(PyCapsule_GetPointer(capsule, nullptr)); }
-
-// new_weight(dtype, in_features, sizes) -> (tensor, address of the Packed, capsule that keeps it)
-PyObject* new_weight(PyObject*, PyObject* const* objects, Py_ssize_t count) {
-  if (!expect(count, 3)) return nullptr;
-  PyObject* sizes = objects[2];
-  if (!PyTuple_Check(sizes) || PyTuple_GET_SIZE(sizes) > kMaxParts)
-    return PyErr_Format(PyExc_ValueError, "A fused weight has at most %d parts.", kMaxParts);
-  Packed* weight = new Packed;
-  PyObject* capsule = PyCapsule_New(weight, nullptr, delete_packed);
-  weight->dtype = int(PyLong_AsLong(objects[0]));
-  weight->in_features = PyLong_AsLong(objects[1]);
-  weight->parts = int(PyTuple_GET_SIZE(sizes));
-  const bool pairs = weight->dtype == kBfloat16;
-  const long steps = pairs ? (weight->in_features + 1) / 2 : weight->in_features;
-  weight->panel_bytes = steps * 16 * (pairs ? 4 : dtype_size(weight->dtype));
-  if (weight->parts == 2 && PyLong_AsLong(PyTuple_GET_ITEM(sizes, 0)) == PyLong_AsLong(PyTuple_GET_ITEM(sizes, 1)))
-    weight->panel_step = 2;
-  for (int i = 0; i < weight->parts; ++i) {
-    weight->size[i] = PyLong_AsLong(PyTuple_GET_ITEM(sizes, i));
-    weight->first_panel[i] = weight->panel_step == 1 ? weight->panels : i;
-    weight->first_row[i] = weight->out_features;
-    weight->panels += (weight->size[i] + 15) / 16;
-    weight->out_features += weight->size[i];
-  }
-  const int64_t shape[] = {weight->panels, steps, pairs ? 32 : 16};
-  PyObject* tensor = PyErr_Occurred() ? nullptr : make_tensor(weight->dtype, 3, shape, &weight->data, true);
-  if (!tensor) return Py_DECREF(capsule), nullptr;
-  return Py_BuildValue("(NNN)", tensor, PyLong_FromVoidPtr(weight), capsule);
 }
 
 // --- the module -----------------------------------------------------------------------------------------------------
@@ -175,6 +143,10 @@ PyMethodDef kMethods[] = {
     FAST("connect", connect),
     FAST("empty", empty),
     FAST("new_weight", new_weight),
+    FAST("new_integer_weight", new_integer_weight),
+    FAST("load_integers", load_integers),
+    FAST("load_scales", load_scales),
+    FAST("set_input", set_input),
     {nullptr, nullptr, 0, nullptr},
 };
 #undef FAST

@@ -5,7 +5,8 @@
 // express otherwise. Vectors are GCC vector extensions as wide as the machine's registers:
 //
 //   ISA_NS        flags                         VW (float32 lanes)
-//   avx512_bf16   -mavx512{f,bw,dq,vl,bf16}     16
+//   avx512_bf16   -mavx512{f,bw,dq,vl,vnni,bf16} 16
+//   avx512_vnni   -mavx512{f,bw,dq,vl,vnni}      16
 //   avx512        -mavx512{f,bw,dq,vl}          16
 //   avx2          -mavx2 -mfma -mf16c            8
 //   portable      (x86-64 or AArch64 baseline)   4
@@ -24,6 +25,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "threads.h"
@@ -50,6 +53,7 @@ typedef float vf __attribute__((vector_size(VW * 4)));
 typedef int32_t vi __attribute__((vector_size(VW * 4)));
 typedef uint32_t vu __attribute__((vector_size(VW * 4)));
 typedef uint16_t vh __attribute__((vector_size(VW * 2)));
+typedef int8_t vb __attribute__((vector_size(VW)));
 
 struct Bf16 {
   uint16_t bits;
@@ -91,6 +95,11 @@ INLINE float sum(vf v) {
   UNROLL for (int distance = VW / 2; distance; distance /= 2)
     v += __builtin_shuffle(v, kLanes ^ distance);
   return v[0];
+}
+INLINE int32_t sum(vi v) {
+  int32_t total = 0;
+  for (int i = 0; i < VW; ++i) total += v[i];
+  return total;
 }
 INLINE float largest(vf v) {
   UNROLL for (int distance = VW / 2; distance; distance /= 2)
@@ -149,6 +158,37 @@ INLINE vh to_f16(vf x) {
   half = (magnitude >= splat_bits(143u << 23)) ? splat_bits(0x7c00) : half;
   half = (magnitude > splat_bits(0x7f800000u)) ? splat_bits(0x7e00) : half;
   return __builtin_convertvector(half | (sign >> 16), vh);
+}
+#endif
+
+#if defined(__AVX512F__)
+INLINE vf from_int8(vb bytes) { return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)bytes)); }
+INLINE vb to_int8(vi x) { return (vb)_mm512_cvtepi32_epi8((__m512i)x); }  // the low bits
+#elif defined(__AVX2__)
+INLINE vf from_int8(vb bytes) {
+  return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(load_raw<long long>(&bytes))));
+}
+INLINE vb to_int8(vi x) { return __builtin_convertvector(x, vb); }
+#else
+INLINE vf from_int8(vb bytes) { return __builtin_convertvector(__builtin_convertvector(bytes, vi), vf); }
+INLINE vb to_int8(vi x) { return __builtin_convertvector(x, vb); }
+#endif
+
+// To the nearest integers, ties to even. Not by adding 1.5 * 2^23: the compiler may fuse that with a product before it,
+// which then is not rounded.
+#if defined(__AVX512F__)
+INLINE vi to_integers(vf x) { return (vi)_mm512_cvtps_epi32((__m512)x); }
+#elif defined(__AVX2__)
+INLINE vi to_integers(vf x) { return (vi)_mm256_cvtps_epi32((__m256)x); }
+#elif defined(__SSE2__)
+INLINE vi to_integers(vf x) { return (vi)_mm_cvtps_epi32((__m128)x); }
+#elif defined(__aarch64__)
+INLINE vi to_integers(vf x) { return (vi)vcvtnq_s32_f32((float32x4_t)x); }
+#else
+INLINE vi to_integers(vf x) {
+  vi result;
+  for (int i = 0; i < VW; ++i) result[i] = int32_t(__builtin_rintf(x[i]));
+  return result;
 }
 #endif
 

@@ -14,7 +14,7 @@
 namespace vllm_ms {
 namespace {
 
-constexpr int kDTypes = 5;
+constexpr int kDTypes = 6;
 
 // Taken from MindSpore, once a process.
 struct {
@@ -108,7 +108,7 @@ constexpr int64_t kAny = -1;
 
 // A tensor of one dtype and shape, in which -1 stands for any size.
 bool read_as(PyObject* object, const char* name, int dtype, int dimensions, const int64_t* shape, Tensor& to) {
-  static const char* const kNames[] = {"float32", "bfloat16", "float16", "int32", "int64"};
+  static const char* const kNames[] = {"float32", "bfloat16", "float16", "int32", "int64", "int8"};
   if (!read(object, name, to, kNames[dtype], [&](int code) { return code == dtype; })) return false;
   bool same = to.dimensions == dimensions;
   for (int i = 0; same && i < dimensions; ++i) same = shape[i] == kAny || shape[i] == to.shape[i];
@@ -142,7 +142,7 @@ bool read_like(PyObject* object, const char* name, const Tensor& model, Tensor& 
 thread_local Buffer* pending = nullptr;  // what the exporter hands out next
 
 int export_buffer(PyObject* self, Py_buffer* view, int) {
-  static const char* const kFormats[] = {"f", "E", "e", "i", "l"};
+  static const char* const kFormats[] = {"f", "E", "e", "i", "l", "b"};
   if (!pending) return PyErr_SetString(PyExc_BufferError, "There is no buffer to hand out."), -1;
   Buffer* buffer = pending;
   pending = nullptr;

@@ -15,7 +15,8 @@
 //   Pairs    16 pairs (k, k+1) of bf16     2 float32               widen by shift and by mask, 2 FMA
 //   Dots     16 pairs (k, k+1) of bf16     1 pair of bf16          vdpbf16ps (AVX-512 BF16 only)
 //
-// so bfloat16 weights have one layout for all instruction sets. Panels need not be contiguous: `w_step` and `w_panel`
+// so bfloat16 weights have one layout for all instruction sets; weights of small integers have W's of their own
+// (tile_integers.h), some with sums of integers. Panels need not be contiguous: `w_step` and `w_panel`
 // are byte strides, so attention uses the same loop on tiles of K and V.
 //
 // Blocking. With VW = 16 there are 32 registers and 8 x 3 accumulators: a step is 3 loads and 8 broadcasts (folded into
@@ -25,6 +26,9 @@
 // With VW = 4: 3 x 1. For one or two rows memory is the limit; there more panels at once hide the latency of the few
 // accumulators, and the lines ahead are prefetched.
 #pragma once
+
+#include <type_traits>
+#include <utility>
 
 #include "simd.h"
 
@@ -43,8 +47,13 @@ constexpr int kRows = 3, kPanels = 1, kFewRows = 1, kFewPanels = 2;
 constexpr int kMaxPanels = 2 * kPanels > kFewPanels ? 2 * kPanels : kFewPanels;
 constexpr int kPrefetchBytes = 256;
 
-struct Float {
+struct FusedMultiplyAdd {
+  INLINE vf multiply_add(vf acc, float x, vf w) { return acc + x * w; }
+};
+
+struct Float : FusedMultiplyAdd {
   typedef float X;
+  typedef vf Acc;
   typedef vf Raw;
   static constexpr int kDepth = 1;       // inputs per step
   static constexpr int kSubsteps = 1;    // X values per step
@@ -52,32 +61,41 @@ struct Float {
   INLINE vf widen(Raw raw, int) { return raw; }
 };
 
-struct Half {
+struct Half : FusedMultiplyAdd {
   typedef float X;
+  typedef vf Acc;
   typedef vh Raw;
   static constexpr int kDepth = 1, kSubsteps = 1, kStepBytes = 32;
   INLINE vf widen(Raw raw, int) { return from_f16(raw); }
 };
 
-struct Pairs {
+struct Pairs : FusedMultiplyAdd {
   typedef float X;
+  typedef vf Acc;
   typedef vu Raw;
   static constexpr int kDepth = 2, kSubsteps = 2, kStepBytes = 64;
   INLINE vf widen(Raw raw, int substep) { return (vf)(substep ? raw & 0xffff0000u : raw << 16); }
 };
 
 #if defined(__AVX512BF16__)
-struct Dots {
+struct DotProduct {
+  INLINE vf multiply_add(vf acc, uint32_t x, vu w) {
+    return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)splat_bits(x), (__m512bh)w);
+  }
+};
+
+struct Dots : DotProduct {
   typedef uint32_t X;
+  typedef vf Acc;
   typedef vu Raw;
   static constexpr int kDepth = 2, kSubsteps = 1, kStepBytes = 64;
   INLINE vu widen(Raw raw, int) { return raw; }
 };
-INLINE vf multiply_add(vf acc, uint32_t x, vu w) {
-  return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)splat_bits(x), (__m512bh)w);
-}
 #endif
-INLINE vf multiply_add(vf acc, float x, vf w) { return acc + x * w; }
+
+// Type of one sum: float, or int32_t.
+template <class W>
+using Sum = std::remove_reference_t<decltype(std::declval<typename W::Acc&>()[0])>;
 
 // Memory that will be needed soon: every step requests `lines` cache lines, `stride` bytes apart, and moves `move` bytes.
 struct Ahead {
@@ -89,11 +107,13 @@ struct Ahead {
 // out[r][16 p + i] (+)= sum over steps of x[r][step] * w[p][step][i]; strides of x and out in elements, of w in bytes.
 template <class W, int R, int P>
 static void tile(const typename W::X* x, long x_stride, const char* w, long w_step, long w_panel, long steps,
-                 float* out, long out_stride, bool accumulate, Ahead ahead) {
+                 Sum<W>* out, long out_stride, bool accumulate, Ahead ahead) {
+  typedef typename W::Acc Acc;
   constexpr int kPerPanel = 16 / VW, kVectors = P * kPerPanel;
-  vf acc[R][kVectors];
+  Acc acc[R][kVectors];
   UNROLL for (int r = 0; r < R; ++r) UNROLL
-    for (int v = 0; v < kVectors; ++v) acc[r][v] = accumulate ? load(out + r * out_stride + v * VW) : vf{};
+    for (int v = 0; v < kVectors; ++v)
+      acc[r][v] = accumulate ? load_raw<Acc>(out + r * out_stride + v * VW) : Acc{};
   for (long step = 0; step < steps; ++step) {
     typename W::Raw raw[kVectors];
     UNROLL for (int v = 0; v < kVectors; ++v)
@@ -110,18 +130,18 @@ static void tile(const typename W::X* x, long x_stride, const char* w, long w_st
       UNROLL for (int r = 0; r < R; ++r) {
         typename W::X value = load_raw<typename W::X>(x + r * x_stride + s);
         UNROLL for (int v = 0; v < kVectors; ++v)
-          acc[r][v] = multiply_add(acc[r][v], value, wide[v]);
+          acc[r][v] = W::multiply_add(acc[r][v], value, wide[v]);
       }
     }
     x += W::kSubsteps;
     w += w_step;
   }
   UNROLL for (int r = 0; r < R; ++r) UNROLL
-    for (int v = 0; v < kVectors; ++v) store(out + r * out_stride + v * VW, acc[r][v]);
+    for (int v = 0; v < kVectors; ++v) store_raw(out + r * out_stride + v * VW, acc[r][v]);
 }
 
 template <class W>
-using Tile = void (*)(const typename W::X*, long, const char*, long, long, long, float*, long, bool, Ahead);
+using Tile = void (*)(const typename W::X*, long, const char*, long, long, long, Sum<W>*, long, bool, Ahead);
 
 template <class W, int P, int R>
 struct TileOf {

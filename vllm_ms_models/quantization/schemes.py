@@ -1,0 +1,66 @@
+"""The scheme of each module of a checkpoint, from the spec that the checkpoint's format has for it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import mindspore as ms
+
+from vllm_ms_models.checkpoint.errors import CheckpointError
+from vllm_ms_models.quantization.base import Float, LinearScheme, Part, Quantization
+from vllm_ms_models.quantization.formats.common import Format
+from vllm_ms_models.quantization.fp8 import fp8_scheme
+from vllm_ms_models.quantization.integers import Int8ProductScheme, Int8Scheme
+from vllm_ms_models.quantization.packed import AwqScheme, CompressedScheme, GptqScheme
+from vllm_ms_models.quantization.specs import (
+    AwqWeight,
+    FloatWeight,
+    Fp8Weight,
+    GptqWeight,
+    Int8Product,
+    Int8Weight,
+    PackedWeight,
+    Spec,
+)
+
+SCHEMES: dict[type[Spec], Callable[..., LinearScheme]] = {
+    AwqWeight: AwqScheme,
+    FloatWeight: lambda parts, bias, dtype, spec: Float(parts, bias, dtype),
+    Fp8Weight: fp8_scheme,
+    GptqWeight: GptqScheme,
+    Int8Product: Int8ProductScheme,
+    Int8Weight: Int8Scheme,
+    PackedWeight: CompressedScheme,
+}
+
+
+class FromCheckpoint(Quantization):
+    """Every linear as the checkpoint's format says, by the exact names of its parts."""
+
+    def __init__(self, format: Format) -> None:
+        self.format = format
+
+    def linear(self, parts: Sequence[Part], bias: bool, dtype: ms.Type) -> LinearScheme:
+        specs = [self.format.spec(part.name) for part in parts]
+        for part, spec in zip(parts, specs, strict=True):
+            if spec != specs[0]:
+                raise CheckpointError(
+                    f"{parts[0].name} and {part.name} are multiplied at once and must be quantized alike, but the "
+                    f"checkpoint has {describe(specs[0], spec)} for the one and {describe(spec, specs[0])} for the "
+                    "other; quantize the model with one scheme for both."
+                )
+        try:
+            return SCHEMES[type(specs[0])](parts, bias, dtype, specs[0])
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(f"{parts[0].name} cannot be loaded as {describe(specs[0])}: {error}") from error
+
+
+def describe(spec: Spec, other: Spec | None = None) -> str:
+    """The kind of a spec; with another of the same kind, only what differs from it."""
+    kind = type(spec).__name__
+    values: dict[str, Any] = {field.name: getattr(spec, field.name) for field in fields(spec)}
+    if type(other) is type(spec):
+        values = {name: value for name, value in values.items() if getattr(other, name) != value}
+    return f"{kind}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
