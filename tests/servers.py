@@ -76,12 +76,14 @@ def serve(
 ) -> Iterator[Server]:
     """`vllm serve model arguments...`, healthy; ended on exit."""
     port = free_port()
+    # An engine in this process has set the variable; the server is to choose by itself.
+    inherited = {name: value for name, value in os.environ.items() if name != "VLLM_WORKER_MULTIPROC_METHOD"}
     with tempfile.TemporaryDirectory() as folder:
         log_file = Path(folder) / "log"
         command = [VLLM, "serve", str(model), "--host", "127.0.0.1", "--port", str(port), *arguments]
         with log_file.open("wb") as log:
             process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})}, start_new_session=True
+                command, stdout=log, stderr=subprocess.STDOUT, env={**inherited, **(env or {})}, start_new_session=True
             )
         try:
             server = Server(process, port, log_file)
