@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import mindspore as ms
 import numpy as np
 
-from vllm_ms_models.checkpoint.slots import FLOATS, Slot
+from vllm_ms_models.checkpoint.slots import FLOATS, Slot, pieces
 from vllm_ms_models.kernels.interface import Integers
 from vllm_ms_models.quantization import examples
 from vllm_ms_models.quantization.base import KernelScheme, Part
@@ -30,13 +30,6 @@ def fp8_slots(part: Part, spec: Fp8Weight, store: Callable[[int, np.ndarray], No
         shape, shapes = (rows, 1), ((rows,),)
     scales = np.zeros(shape, np.float32)
 
-    def load(source: np.ndarray) -> None:
-        for first in range(0, part.out_features, ROWS):
-            chunk = source[first : first + ROWS].astype(np.float32)
-            if not np.isfinite(chunk).all():
-                raise ValueError("it has values that are not numbers")
-            store(first, chunk * rows_of(scales, part, spec, first, len(chunk)))
-
     yield Slot(
         f"{part.name}.{spec.scale}",
         shape,
@@ -46,15 +39,24 @@ def fp8_slots(part: Part, spec: Fp8Weight, store: Callable[[int, np.ndarray], No
         itemsize=4,
         example=examples.constant(SCALE),
     )
-    yield Slot(
-        f"{part.name}.weight",
-        part.shape,
-        load,
-        (part.rows, part.columns),
-        ("F8_E4M3",),
-        itemsize=itemsize,
-        example=examples.float8,
-    )
+    for start, taken in pieces(part.rows, part.in_features):
+
+        def load(source: np.ndarray, start: int = start) -> None:
+            for first in range(start, start + len(source), ROWS):
+                chunk = source[first - start : first - start + ROWS].astype(np.float32)
+                if not np.isfinite(chunk).all():
+                    raise ValueError("it has values that are not numbers")
+                store(first, chunk * rows_of(scales, part, spec, first, len(chunk)))
+
+        yield Slot(
+            f"{part.name}.weight",
+            part.shape,
+            load,
+            (taken, part.columns),
+            ("F8_E4M3",),
+            itemsize=itemsize,
+            example=examples.float8,
+        )
     yield unread(f"{part.name}.input_scale", (1,), FLOATS, shapes=((), (1, 1)))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor
 
 from vllm_ms_models.checkpoint.errors import CheckpointError
-from vllm_ms_models.checkpoint.slots import FLOATS, Slot
+from vllm_ms_models.checkpoint.slots import FLOATS, Slot, pieces
 from vllm_ms_models.kernels.interface import Integers
 from vllm_ms_models.quantization import examples
 from vllm_ms_models.quantization.base import KernelScheme, Part
@@ -60,23 +60,27 @@ class IntegerScheme(KernelScheme):
         """Rows of int8 values, over this rank's columns."""
         self.kernels.load_integers(self.weight, index, first_row, values)
 
-    def int8_slot(self, index: int, part: Part, factors: Factors) -> Slot:
-        """The slot of an int8 tensor `weight` [out, in]."""
+    def int8_slots(self, index: int, part: Part, factors: Factors) -> Iterator[Slot]:
+        """The slots of an int8 tensor `weight` [out, in]."""
+        static = self.integers.activations == "static"
+        if static:
+            factors.sums = np.zeros(part.out_features, np.int64)
+        for first, rows in pieces(part.rows, part.in_features):
 
-        def load(source: np.ndarray) -> None:
-            self.store(index, 0, source)
-            if self.integers.activations == "static":
-                factors.sums = source.sum(1, dtype=np.int64)
+            def load(source: np.ndarray, first: int = first) -> None:
+                self.store(index, first, source)
+                if static:
+                    factors.sums[first : first + len(source)] = source.sum(1, dtype=np.int64)  # type: ignore[index]
 
-        return Slot(
-            f"{part.name}.weight",
-            part.shape,
-            load,
-            (part.rows, part.columns),
-            ("I8",),
-            itemsize=1,
-            example=examples.noise(np.int8),
-        )
+            yield Slot(
+                f"{part.name}.weight",
+                part.shape,
+                load,
+                (rows, part.columns),
+                ("I8",),
+                itemsize=1,
+                example=examples.noise(np.int8),
+            )
 
 
 def check_groups(part: Part, group_size: int) -> None:
@@ -188,7 +192,7 @@ class Int8Scheme(IntegerScheme):
             )
         if spec.activations == "static":
             yield from input_slots(part, factors, "input_zero_point" if spec.input_offset else None, ("I8",))
-        yield self.int8_slot(index, part, factors)
+        yield from self.int8_slots(index, part, factors)
 
     def finish(self) -> None:
         if self.spec.activations == "static":
@@ -268,7 +272,7 @@ class Int8ProductScheme(IntegerScheme):
             yield Slot(name, rows, load_bias, (part.rows,), ("I32",), early=True, itemsize=4, example=zero)
         else:
             yield unread(name, rows, ("I32",), optional=False)
-        yield self.int8_slot(index, part, factors)
+        yield from self.int8_slots(index, part, factors)
         yield unread(f"{part.name}.bias", rows)  # in quant_bias already
         if self.spec.input_channels:
             yield Slot(f"{part.name}.beta", part.shape[1:], refuse_nonzero, optional=True, dtypes=("I32", *FLOATS))

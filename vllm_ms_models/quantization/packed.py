@@ -7,7 +7,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from vllm_ms_models.checkpoint.errors import CheckpointError
-from vllm_ms_models.checkpoint.slots import Slot
+from vllm_ms_models.checkpoint.slots import Slot, pieces
 from vllm_ms_models.kernels.interface import Integers
 from vllm_ms_models.quantization import examples
 from vllm_ms_models.quantization.base import Part
@@ -120,10 +120,6 @@ class CompressedScheme(PackedScheme):
         rows, columns = part.shape
         words, cut = words_of(part.columns, self.per_word)
 
-        def load(source: np.ndarray) -> None:
-            for first in range(0, len(source), ROWS):
-                self.store_fields(index, first, unpack(source[first : first + ROWS], self.bits)[:, cut])
-
         def load_shape(source: np.ndarray) -> None:
             if tuple(source) != part.shape:
                 raise ValueError(f"it says that the matrix is {source.tolist()}, where {list(part.shape)} is expected")
@@ -142,15 +138,22 @@ class CompressedScheme(PackedScheme):
             yield self._zero_slot(part, factors)
         if self.spec.ordered:
             yield self.order_slot("weight_g_idx", part, factors, True, False)
-        yield Slot(
-            f"{part.name}.weight_packed",
-            (rows, -(-columns // self.per_word)),
-            load,
-            (part.rows, words),
-            ("I32",),
-            itemsize=4,
-            example=examples.noise(np.int32),
-        )
+        for start, taken in pieces(part.rows, part.in_features):
+
+            def load(source: np.ndarray, start: int = start) -> None:
+                for first in range(0, len(source), ROWS):
+                    fields = unpack(source[first : first + ROWS], self.bits)[:, cut]
+                    self.store_fields(index, start + first, fields)
+
+            yield Slot(
+                f"{part.name}.weight_packed",
+                (rows, -(-columns // self.per_word)),
+                load,
+                (taken, words),
+                ("I32",),
+                itemsize=4,
+                example=examples.noise(np.int32),
+            )
 
     def _zero_slot(self, part: Part, factors: Factors) -> Slot:
         words, cut = words_of(part.rows, self.per_word)
