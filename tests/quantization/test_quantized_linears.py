@@ -38,6 +38,12 @@ GATED = ["mlp.gate_proj", "mlp.up_proj"]
 TOKENS = 9
 
 
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrices are read 32 or 16 rows at a time, as large ones are."""
+    monkeypatch.setattr("vllm_ms_models.checkpoint.slots.PIECE", 3000)
+
+
 def quantization(model: Quantized, name: str) -> FromCheckpoint:
     """As the bridge recognises it."""
     from vllm_ms_models.bridge.quantization import checkpoint_format
