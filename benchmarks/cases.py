@@ -40,7 +40,7 @@ class Case:
         steps = len(run["steps"])
         mean = run["context"] + (steps + 1) / 2  # `context`: cached positions before the first timed step
         step = shape.decode_step([mean] * self.batch)
-        return Cost(step.bytes * steps, step.flops * steps)
+        return Cost(step.bytes * steps, step.flops * steps, step.int8_ops * steps)
 
     def rate(self, run: Mapping[str, Any]) -> float:
         """Tokens per second of one run: prompt tokens of a prefill, generated ones of decoding."""

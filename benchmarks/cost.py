@@ -1,7 +1,8 @@
 """What a step must move and compute at least, from a model's config; and the time that takes at the machine's limits.
 
-Bytes are those of bf16 weights and KV cache that must be read from memory (activations and writes are left out);
-a multiply-add counts as two operations. Both are lower bounds, so that "of limit" never flatters.
+Bytes are those of weights, their scales and the KV cache that must be read from memory (activations and writes are left
+out); a multiply-add counts as two operations, of int8 or of floats. All are lower bounds, so that "of limit" never
+flatters.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,15 +14,37 @@ WIDTH = 2  # bytes of a bf16 number
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes read and floating-point operations done, at least."""
+    """Bytes read, operations on floats and on int8 done, at least."""
 
     bytes: float
     flops: float
+    int8_ops: float = 0.0
 
     def seconds(self, limits: Mapping[str, float]) -> float:
-        """Least time at `limits` (read_gb_s; bf16_gflop_s, or f32_gflop_s where there are no bf16 instructions)."""
-        peak = limits["bf16_gflop_s"] or limits["f32_gflop_s"]
-        return max(self.bytes / (limits["read_gb_s"] * 1e9), self.flops / (peak * 1e9) if peak else 0.0)
+        """Least time at `limits`: read_gb_s; bf16_gflop_s and int8_gop_s, or f32_gflop_s without such instructions."""
+        floats = limits["bf16_gflop_s"] or limits["f32_gflop_s"]
+        integers = limits.get("int8_gop_s") or limits["f32_gflop_s"]
+        computing = self.flops / floats + self.int8_ops / integers if floats else 0.0
+        return max(self.bytes / limits["read_gb_s"], computing) / 1e9
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a matrix is kept and multiplied: bits of a weight, inputs that share a scale (0: a row's), and with what."""
+
+    bits: int = 16
+    group: int = 0
+    scale_bytes: int = 0
+    int8: bool = False
+
+    def bytes(self, rows: float, columns: float) -> float:
+        scales = columns / self.group if self.group else 1
+        return rows * (columns * self.bits / 8 + scales * self.scale_bytes)
+
+
+FLOATS, W8A8, W4A16 = Storage(), Storage(8, 0, 4, True), Storage(4, 128, 2)
+# Of the layers' matrices, and of the head.
+SCHEMES = {None: (FLOATS, FLOATS), "w8a8": (W8A8, FLOATS), "w8a8-head": (W8A8, W8A8), "w4a16": (W4A16, FLOATS)}
 
 
 @dataclass(frozen=True)
@@ -37,10 +60,13 @@ class Shape:
     vocab: int
     qkv_bias: bool
     tied: bool
+    storage: Storage = FLOATS
+    head_storage: Storage = FLOATS
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Shape":
-        """From a config.json of Qwen2 or Llama."""
+    def of(cls, config: Mapping[str, Any], scheme: str | None = None) -> "Shape":
+        """From a config.json of Qwen2 or Llama; `scheme` is one of SCHEMES."""
+        storage, head_storage = SCHEMES[scheme]
         heads = config["num_attention_heads"]
         return cls(
             layers=config["num_hidden_layers"],
@@ -51,14 +77,31 @@ class Shape:
             head_dim=config.get("head_dim") or config["hidden_size"] // heads,
             vocab=config["vocab_size"],
             qkv_bias=config["model_type"] == "qwen2",
-            tied=config["tie_word_embeddings"],
+            tied=config["tie_word_embeddings"] and head_storage == FLOATS,
+            storage=storage,
+            head_storage=head_storage,
         )
+
+    @property
+    def matrices(self) -> list[tuple[int, int]]:
+        """(outputs, inputs) of one layer's: fused q, k and v, o, fused gate and up, down."""
+        heads, all_heads = self.heads * self.head_dim, (self.heads + 2 * self.kv_heads) * self.head_dim
+        mlp = [(2 * self.intermediate, self.hidden), (self.hidden, self.intermediate)]
+        return [(all_heads, self.hidden), (self.hidden, heads), *mlp]
 
     @property
     def layer_matrices(self) -> int:
         """Parameters of all layers' matrices."""
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+        return self.layers * sum(rows * columns for rows, columns in self.matrices)
+
+    @property
+    def layer_bytes(self) -> float:
+        """Bytes of all layers' matrices with their scales."""
+        return self.layers * sum(self.storage.bytes(rows, columns) for rows, columns in self.matrices)
+
+    @property
+    def head_bytes(self) -> float:
+        return self.head_storage.bytes(self.vocab, self.hidden)
 
     @property
     def vectors(self) -> int:
@@ -76,8 +119,9 @@ class Shape:
         return self.layer_matrices + self.vectors + self.head * (1 if self.tied else 2)
 
     @property
-    def weight_bytes(self) -> int:
-        return WIDTH * self.parameters
+    def weight_bytes(self) -> float:
+        embedding = 0 if self.tied else self.head
+        return self.layer_bytes + self.head_bytes + WIDTH * (self.vectors + embedding)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -87,18 +131,26 @@ class Shape:
         """Scores and weighted sums of `pairs` of a query and a key, in every layer."""
         return 4.0 * pairs * self.heads * self.head_dim * self.layers
 
+    def _step(self, rows: int, sampled: int, cached: float, pairs: float) -> Cost:
+        """`rows` go through the layers, `sampled` of them through the head; `cached` positions are read."""
+        own_rows = 0 if self.tied else rows * self.hidden  # of the embedding
+        read = self.layer_bytes + self.head_bytes + WIDTH * (self.vectors + own_rows) + cached * self.kv_bytes_per_token
+        flops, int8_ops = self._attention_flops(pairs), 0.0
+        for count, parameters, storage in (
+            (rows, self.layer_matrices, self.storage),
+            (sampled, self.head, self.head_storage),
+        ):
+            if storage.int8:
+                int8_ops += 2.0 * count * parameters
+            else:
+                flops += 2.0 * count * parameters
+        return Cost(read, flops, int8_ops)
+
     def decode_step(self, contexts: Sequence[float]) -> Cost:
         """One token for each sequence, attending to `contexts` positions (its own one among them)."""
         batch, total = len(contexts), sum(contexts)
-        weights = self.layer_matrices + self.vectors + self.head
-        own_rows = 0 if self.tied else batch * self.hidden  # of the embedding
-        read = WIDTH * (weights + own_rows) + (total - batch) * self.kv_bytes_per_token
-        return Cost(read, 2.0 * batch * (self.layer_matrices + self.head) + self._attention_flops(total))
+        return self._step(batch, batch, total - batch, total)
 
     def prefill(self, prompt: int) -> Cost:
         """A prompt of `prompt` tokens from nothing, up to its first token: causal attention, one sampled row."""
-        weights = self.layer_matrices + self.vectors + self.head
-        own_rows = 0 if self.tied else prompt * self.hidden
-        pairs = prompt * (prompt + 1) / 2
-        flops = 2.0 * (prompt * self.layer_matrices + self.head) + self._attention_flops(pairs)
-        return Cost(WIDTH * (weights + own_rows), flops)
+        return self._step(prompt, 1, 0, prompt * (prompt + 1) / 2)

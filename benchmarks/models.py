@@ -1,6 +1,7 @@
-"""The models that are timed: exact shapes of published ones, with random bf16 weights made here.
+"""The models that are timed: exact shapes of published ones, with random bf16 weights made here, or these quantized.
 
-`python -m benchmarks.models NAME` writes the checkpoint of one, with a tokenizer that knows one word a token.
+`python -m benchmarks.models NAME` writes the checkpoint of one, with a tokenizer that knows one word a token. A name
+such as `qwen2.5-0.5b-w8a8` is that shape quantized by `vllm-ms quantize`, as compressed-tensors.
 """
 
 import json
@@ -87,17 +88,37 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "eos_token_id": 0,
     },
 }
+# Options of `vllm-ms quantize`.
+SCHEMES: dict[str, list[str]] = {
+    "w8a8": ["--scheme", "w8a8-dynamic"],
+    "w8a8-head": ["--scheme", "w8a8-dynamic", "--lm-head"],
+    "w4a16": ["--scheme", "w4a16"],
+}
+NAMES = [name for shape in CONFIGS for name in (shape, *(f"{shape}-{scheme}" for scheme in SCHEMES))]
+
+
+def split(name: str) -> tuple[str, str | None]:
+    """The name of the shape, and that of the scheme if it is quantized."""
+    shape = max((shape for shape in CONFIGS if name.startswith(shape)), key=len)
+    return shape, name.removeprefix(shape).removeprefix("-") or None
 
 
 def checkpoint(name: str) -> Path:
     """The folder of `name`'s checkpoint, made if missing (in a process of its own: torch takes memory)."""
     folder = CHECKPOINTS / name
-    config = json.dumps(CONFIGS[name], sort_keys=True)
+    shape, scheme = split(name)
+    source = json.dumps({"config": CONFIGS[shape], "scheme": scheme and SCHEMES[scheme]}, sort_keys=True)
     done = folder / "made_from.json"
-    if not done.exists() or done.read_text() != config:
+    if not done.exists() or done.read_text() != source:
+        if scheme is None:
+            command = [sys.executable, "-m", "benchmarks.models", name]
+        else:
+            command = [str(Path(sys.executable).with_name("vllm-ms")), "quantize", str(checkpoint(shape)), str(folder)]
+            command += SCHEMES[scheme]
         print(f"making the checkpoint of {name}", flush=True)
-        subprocess.run([sys.executable, "-m", "benchmarks.models", name], cwd=ROOT, check=True)
-        done.write_text(config)
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run(command, cwd=ROOT, check=True)
+        done.write_text(source)
     return folder
 
 

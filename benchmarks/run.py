@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import cases, machine, peers, plots, report, services
 from benchmarks.engines import EngineError, Worker
-from benchmarks.models import CONFIGS, checkpoint
+from benchmarks.models import CONFIGS, NAMES, checkpoint, split
 from benchmarks.rounds import Record, time_case
 from benchmarks.serving import QUICK_LOAD, Load
 
@@ -35,7 +35,7 @@ def options_from(arguments: list[str]) -> argparse.Namespace:
         )
         parser.set_defaults(**{f"all_{option.lstrip('-')}": default})
 
-    names("--models", tuple(CONFIGS), MODELS, "shapes")
+    names("--models", tuple(NAMES), MODELS, "shapes, or quantized ones")
     names("--cases", cases.NAMES, list(cases.NAMES), "what to time")
     names("--engines", peers.ENGINES, list(peers.ENGINES), "who takes part")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every engine in every case (default 3)")
@@ -108,10 +108,11 @@ class Benchmark:
         rounds, quick, wanted = self.options.rounds, self.options.quick, self.options.cases
         checkpoint(model)
         serving = [name for name in self.engines if name in peers.VLLM_ENGINES]
+        engines = self.engines if split(model)[1] is None else serving  # the others have formats of their own
         if steps := cases.steps(tuple(wanted), quick):
-            self.steps(model, steps)
+            self.steps(model, engines, steps)
         if cases.LOAD in wanted:
-            self.add(model, cases.LOAD, lambda: services.time_load(self.engines, model, rounds, self.logs))
+            self.add(model, cases.LOAD, lambda: services.time_load(engines, model, rounds, self.logs))
         if cases.STARTUP in wanted:
             idle = 5 if quick else IDLE_SECONDS
             self.add(model, cases.STARTUP, lambda: services.time_startup(serving, model, rounds, idle, self.logs))
@@ -119,12 +120,12 @@ class Benchmark:
             load = QUICK_LOAD if quick else Load()
             self.add(model, cases.MIXED, lambda: services.time_mixed(serving, model, rounds, load, self.logs))
 
-    def steps(self, model: str, steps: list[cases.Case]) -> None:
+    def steps(self, model: str, engines: list[str], steps: list[cases.Case]) -> None:
         """The fixed-size cases: all engines are started, then asked in turns."""
         with ExitStack() as stack:
             workers: dict[str, Worker] = {}
             failed: dict[str, str] = {}
-            for name in self.engines:
+            for name in engines:
                 print(f"{model}: starting {name}", flush=True)
                 try:
                     worker = stack.enter_context(Worker(name, model, self.logs))

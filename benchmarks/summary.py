@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks import cases
 from benchmarks.cases import Case
 from benchmarks.cost import Cost, Shape
-from benchmarks.models import CONFIGS
+from benchmarks.models import CONFIGS, split
 from benchmarks.peers import OURS
 
 Results = Mapping[str, Any]
@@ -55,8 +55,13 @@ class Row:
         return (max if self.higher_is_better else min)(found)[1]
 
 
+def shape_of(model: str) -> Shape:
+    shape, scheme = split(model)
+    return Shape.of(CONFIGS[shape], scheme)
+
+
 def _step_row(model: str, name: str, record: Results) -> Row:
-    case, shape = Case(**record["case"]), Shape.of(CONFIGS[model])
+    case, shape = Case(**record["case"]), shape_of(model)
     metric = "prefill" if case.kind == "prefill" else "decode"
     row = Row(model, name, metric, "tok/s", True, errors=dict(record["errors"]))
     parts: dict[str, dict[str, list[float]]] = {}
@@ -68,7 +73,7 @@ def _step_row(model: str, name: str, record: Results) -> Row:
         seconds = cost.seconds(measured)
         found.setdefault("of_limit", []).append(seconds / run["seconds"])
         found.setdefault("of_bandwidth", []).append(Cost(cost.bytes, 0).seconds(measured) / run["seconds"])
-        found.setdefault("of_peak", []).append(Cost(0, cost.flops).seconds(measured) / run["seconds"])
+        found.setdefault("of_peak", []).append(Cost(0, cost.flops, cost.int8_ops).seconds(measured) / run["seconds"])
         if run.get("model_seconds"):
             found.setdefault("model_of_limit", []).append(seconds / run["model_seconds"])
     for engine, lists in parts.items():
@@ -124,7 +129,7 @@ def rows(results: Results) -> Iterator[Row]:
 
 def floor_gib(model: str) -> float:
     """GiB of weights and KV cache: what an engine must hold."""
-    return Shape.of(CONFIGS[model]).weight_bytes / 2**30 + cases.KV_GIB
+    return shape_of(model).weight_bytes / 2**30 + cases.KV_GIB
 
 
 def cores(record: Results) -> dict[str, float]:
