@@ -4,6 +4,7 @@ import functools
 import json
 import tempfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ class Quantized:
     linears: dict[str, Written]
 
 
-def input_ranges(model: torch.nn.Module) -> dict[str, tuple[float, float]]:
-    """The least and greatest input of each linear over a few prompts."""
+def input_ranges(model: torch.nn.Module, prompts: Sequence[Sequence[int]]) -> dict[str, tuple[float, float]]:
+    """The least and greatest input of each linear over some prompts."""
     ranges: dict[str, tuple[float, float]] = {}
 
     def note(name: str, x: torch.Tensor) -> None:
@@ -53,8 +54,8 @@ def input_ranges(model: torch.nn.Module) -> dict[str, tuple[float, float]]:
         for name, module in linears(model).items()
     ]
     with torch.inference_mode():
-        for prompt in checkpoints.random_prompts((40, 60), seed=7):
-            model(torch.tensor([prompt]))
+        for prompt in prompts:
+            model(torch.tensor([list(prompt)]))
     for hook in hooks:
         hook.remove()
     return ranges
@@ -80,9 +81,19 @@ def replace_module(model: torch.nn.Module, name: str, module: torch.nn.Module) -
 
 
 def write(folder: Path, family: str, scheme: Scheme, seed: int = 0, **options: Any) -> Quantized:
-    """Every linear of the blocks in `scheme`; two shards with an index."""
+    """A random model in `scheme`."""
     model = checkpoints.random_model(family, seed, **(SIZES | options))
-    ranges = input_ranges(model)
+    return write_model(folder, model, scheme, checkpoints.random_prompts((40, 60), seed=7), seed)
+
+
+def write_model(
+    folder: Path, model: torch.nn.Module, scheme: Scheme, prompts: Sequence[Sequence[int]], seed: int = 0
+) -> Quantized:
+    """Every linear of the blocks of a float32 model in `scheme`, which `model` then computes; two shards with an index.
+
+    Static inputs are rounded as `prompts` demand.
+    """
+    ranges = input_ranges(model, prompts)
     tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
