@@ -66,8 +66,8 @@ QUICK = (
     Case("prefill-1024", "prefill", 1, 1024),
     Case("decode-1-4k", "decode", 1, 4096, 8, keep=True),
 )
-LOAD, STARTUP, MIXED = "load", "startup", "mixed"
-NAMES = (*(case.name for case in STEPS), LOAD, STARTUP, MIXED)
+LOAD, STARTUP, MIXED, ANSWERS = "load", "startup", "mixed", "answers"
+NAMES = (*(case.name for case in STEPS), LOAD, STARTUP, MIXED, ANSWERS)
 
 
 def steps(names: tuple[str, ...], quick: bool) -> list[Case]:

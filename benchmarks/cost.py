@@ -44,7 +44,13 @@ class Storage:
 
 FLOATS, W8A8, W4A16 = Storage(), Storage(8, 0, 4, True), Storage(4, 128, 2)
 # Of the layers' matrices, and of the head.
-SCHEMES = {None: (FLOATS, FLOATS), "w8a8": (W8A8, FLOATS), "w8a8-head": (W8A8, W8A8), "w4a16": (W4A16, FLOATS)}
+SCHEMES = {
+    None: (FLOATS, FLOATS),
+    "w8a8": (W8A8, FLOATS),
+    "w8a8-static": (W8A8, FLOATS),
+    "w8a8-head": (W8A8, W8A8),
+    "w4a16": (W4A16, FLOATS),
+}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import cases, peers
-from benchmarks.models import checkpoint
+from benchmarks.models import CONFIGS, checkpoint, split
 from benchmarks.processes import Group, pipe
 
 
@@ -16,11 +16,12 @@ class EngineError(RuntimeError):
     """An engine could not start, or could not do a case; the message is its own."""
 
 
-def vllm_options() -> dict[str, Any]:
+def vllm_options(model: str) -> dict[str, Any]:
     """Options of `LLM`, the same for all engines of vLLM."""
+    longest = CONFIGS[split(model)[0]]["max_position_embeddings"]
     return {
         "dtype": "bfloat16",
-        "max_model_len": cases.MAX_MODEL_LEN,
+        "max_model_len": min(cases.MAX_MODEL_LEN, longest),
         "max_num_batched_tokens": cases.OFFLINE_BATCHED_TOKENS,
         "max_num_seqs": 32,
         "enable_prefix_caching": False,
@@ -37,7 +38,7 @@ def _command(name: str, model: str) -> list[str]:
     arguments = {
         peers.LLAMA_CPP: lambda: ["llamacpp.py", str(peers.gguf(model)), spawned, threads],
         peers.TRANSFORMERS: lambda: ["transformers_model.py", folder, spawned, threads],
-    }.get(name, lambda: ["vllm_engine.py", folder, spawned, json.dumps(vllm_options())])()
+    }.get(name, lambda: ["vllm_engine.py", folder, spawned, json.dumps(vllm_options(model))])()
     return [str(peers.python(name)), str(peers.WORKERS / arguments[0]), *arguments[1:]]
 
 

@@ -88,13 +88,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "eos_token_id": 0,
     },
 }
+# The trained model of examples/demo, whose answers are right or wrong.
+DEMO = "demo"
+DEMO_FOLDER = ROOT / "examples" / "demo"
+CONFIGS[DEMO] = json.loads((DEMO_FOLDER / "checkpoint" / "config.json").read_text())
+
 # Options of `vllm-ms quantize`.
 SCHEMES: dict[str, list[str]] = {
     "w8a8": ["--scheme", "w8a8-dynamic"],
     "w8a8-head": ["--scheme", "w8a8-dynamic", "--lm-head"],
+    "w8a8-static": ["--scheme", "w8a8-static", "--calibration", str(DEMO_FOLDER / "calibration.jsonl")],
     "w4a16": ["--scheme", "w4a16"],
 }
-NAMES = [name for shape in CONFIGS for name in (shape, *(f"{shape}-{scheme}" for scheme in SCHEMES))]
+NAMES = [
+    name
+    for shape in CONFIGS
+    for name in (shape, *(f"{shape}-{scheme}" for scheme in SCHEMES if shape == DEMO or scheme != "w8a8-static"))
+]
 
 
 def split(name: str) -> tuple[str, str | None]:
@@ -105,6 +115,8 @@ def split(name: str) -> tuple[str, str | None]:
 
 def checkpoint(name: str) -> Path:
     """The folder of `name`'s checkpoint, made if missing (in a process of its own: torch takes memory)."""
+    if name == DEMO:
+        return DEMO_FOLDER / "checkpoint"
     folder = CHECKPOINTS / name
     shape, scheme = split(name)
     source = json.dumps({"config": CONFIGS[shape], "scheme": scheme and SCHEMES[scheme]}, sort_keys=True)

