@@ -14,6 +14,7 @@ from typing import Any
 
 CHECKPOINTS = Path(__file__).with_name(".checkpoints")
 ROOT = Path(__file__).parents[1]
+SHARD_BYTES = 1 << 30
 
 _QWEN2: dict[str, Any] = {
     "model_type": "qwen2",
@@ -46,6 +47,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "max_position_embeddings": 131072,
         "max_window_layers": 28,
+    },
+    # Too slow here for every case; shows what quantization needs of memory.
+    "qwen2.5-7b": {
+        **_QWEN2,
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 28,
+        "tie_word_embeddings": False,
     },
     "llama-3.2-1b": {
         "model_type": "llama",
@@ -146,18 +160,40 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
 
 
 def write(name: str) -> None:
-    """Make the checkpoint of `name`: transformers' own initial weights, seed 0, in bf16."""
+    """Make the checkpoint of `name`: values as transformers initialises them, seed 0, bf16, one shard at a time."""
     import torch
+    from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM
 
     values = dict(CONFIGS[name])
     config = AutoConfig.for_model(values.pop("model_type"), dtype="bfloat16", **values)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     folder = CHECKPOINTS / name
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
-    model.save_pretrained(folder)
+    generator = torch.Generator().manual_seed(0)
+    shard: dict[str, Any] = {}
+    weight_map: dict[str, str] = {}
+
+    def flush() -> None:
+        file = f"model-{len(set(weight_map.values())) + 1:05}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, file))
+        shard.clear()
+
+    for part, weight in model.named_parameters():  # tied ones once
+        if weight.ndim == 1:
+            shard[part] = torch.zeros(weight.shape) if part.endswith("bias") else torch.ones(weight.shape)
+        else:
+            shard[part] = torch.empty(weight.shape).normal_(0, config.initializer_range, generator=generator)
+        shard[part] = shard[part].to(torch.bfloat16)
+        if sum(tensor.nbytes for tensor in shard.values()) > SHARD_BYTES:
+            flush()
+    flush()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
     write_tokenizer(folder, config.vocab_size)
 
 
