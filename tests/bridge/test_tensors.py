@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_ms_models.bridge.tensors import DTYPES, to_mindspore, to_torch
+from vllm_ms_models.bridge.tensors import DTYPES, Staging, to_mindspore, to_torch
 
 SHARED = {
     torch.float32: ms.float32,
@@ -130,3 +130,14 @@ def test_booleans_are_shared_and_not_misread() -> None:
     tensor = to_mindspore(original)
     assert tensor.data_ptr() == original.data_ptr()
     assert values(tensor) == [True, False]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_staging(dtype: torch.dtype) -> None:
+    """Any number of rows, the same one again, and more than are staged."""
+    staging = Staging(5, dtype)
+    for number, rows in enumerate((3, 1, 3, 0, Staging.ROWS, Staging.ROWS + 1, 2)):
+        original = numbers(2 * rows, 5, dtype=dtype)[::2] + number
+        tensor = staging.to_mindspore(original)
+        assert tensor.shape == (rows, 5) and tensor.dtype == DTYPES[dtype]
+        assert torch.equal(to_torch(tensor), original)

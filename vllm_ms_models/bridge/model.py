@@ -29,12 +29,14 @@ class CausalLMShell(torch.nn.Module):
         super().__init__()
         from vllm_ms_models.bridge.attention_backend import CachedLayer
         from vllm_ms_models.bridge.context import model_context
+        from vllm_ms_models.bridge.tensors import Staging
         from vllm_ms_models.layers.attention import Attention
 
         model_config = vllm_config.model_config
         cell_class = registry.lookup(self.architecture)
         self.hidden_size = model_config.get_hidden_size()
         self.dtype = model_config.dtype
+        self.staging = Staging(self.hidden_size, self.dtype)
         self.cell: Any = cell_class(model_config.hf_text_config, model_context(vllm_config))
         self.cell.set_train(False)
         layers = vllm_config.compilation_config.static_forward_context
@@ -78,9 +80,9 @@ class CausalLMShell(torch.nn.Module):
         return to_torch(self.cell(ids, Batch(to_mindspore(positions), caches), embeds))
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
+        from vllm_ms_models.bridge.tensors import to_torch
 
-        return to_torch(self.cell.logits(to_mindspore(hidden_states)))
+        return to_torch(self.cell.logits(self.staging.to_mindspore(hidden_states)))
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         raise NotImplementedError("Weights are read by the load formats mindspore and mindspore_dummy only.")

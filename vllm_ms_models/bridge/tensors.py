@@ -41,3 +41,27 @@ def to_torch(tensor: Tensor) -> torch.Tensor:
         return torch.utils.dlpack.from_dlpack(to_dlpack(tensor))
     shared = torch.from_numpy(np.asarray(_Memory(tensor, kind)))
     return shared.view(torch.bfloat16) if shared.dtype == torch.int16 else shared
+
+
+class Staging:
+    """The way of a few rows to MindSpore, through memory that both sides know already.
+
+    A new bfloat16 tensor takes an operator (`to_mindspore`), 0.4 ms when MindSpore's threads sleep; a copy takes 2 us.
+    """
+
+    ROWS = 64
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        self.memory = torch.empty(self.ROWS, width, dtype=dtype)
+        self.known: dict[int, Tensor] = {}
+
+    def to_mindspore(self, tensor: torch.Tensor) -> Tensor:
+        """`tensor` `[rows, width]`, valid until the next call."""
+        rows = len(tensor)
+        if tensor.dtype != torch.bfloat16 or rows > self.ROWS:
+            return to_mindspore(tensor)
+        staged = self.memory[:rows]
+        staged.copy_(tensor)
+        if rows not in self.known:
+            self.known[rows] = to_mindspore(staged)
+        return self.known[rows]
