@@ -154,7 +154,7 @@ def blueprint(source: Source, max_model_len: int) -> Blueprint:
     cells = [cell for _, cell in model.cells_and_names()]
     heads = [cell.scheme.parts[0].name for cell in cells if isinstance(cell, ParallelLMHead) and cell.scheme]
     embeddings = [cell.name for cell in cells if isinstance(cell, VocabParallelEmbedding)]
-    return Blueprint(model, observer, *((found or [None])[0] for found in (heads, embeddings)))
+    return Blueprint(model, observer, next(iter(heads), None), next(iter(embeddings), None))
 
 
 def calibrate(

@@ -58,8 +58,8 @@ class Report:
             )
         lines += [f"In floats: {', '.join(f'`{name}`' for name in self.ignored) or 'no linear'}.", ""]
         lines += [
-            "Relative errors (Frobenius norm): of the weight, and of the outputs for sampled inputs, with these rounded as "
-            "well.",
+            "Relative errors (Frobenius norm): of the weight, and of the outputs for sampled inputs, rounded as in the "
+            "scheme.",
             "",
             f"![relative error by layer]({NAME}.png)",
             "",
@@ -88,6 +88,7 @@ def mib(size: int) -> str:
 def plot(errors: Mapping[str, Errors], scheme: str, path: Path) -> None:
     """Error by layer, a line for each kind of module; modules outside of the layers are horizontal lines."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     measured = any(error.output is not None for error in errors.values())
     figure = Figure(figsize=(11 if measured else 6.5, 4), layout="constrained")
@@ -108,7 +109,7 @@ def plot(errors: Mapping[str, Errors], scheme: str, path: Path) -> None:
         axes.set_xlabel("layer")
         axes.set_ylabel(f"relative error of the {name}")
         axes.set_ylim(bottom=0)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(scheme)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
