@@ -3,6 +3,7 @@
 Files are read by the safetensors library, and integers are unpacked here: nothing comes from the package under test.
 """
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,29 @@ def as_torch(source: Path, out: Path) -> torch.nn.Module:
     for name in names:
         own = end(found, name)
         if any(a.dtype in (np.int8, np.int32) for a in own.values()):
-            replace_module(model, name, Exact(multiply_of(own)))
+            module = Exact(multiply_of(own))
+            if "weight" in own:
+                module.register_forward_pre_hook(functools.partial(_note_ties, own.get("input_scale")))
+            replace_module(model, name, module)
     return model
+
+
+def _note_ties(step: np.ndarray | None, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Keeps in `module.nearest` how near, in steps, an input came to the middle between two integers."""
+    x = inputs[0].detach().double()
+    q = x * 127 / x.abs().amax(-1, keepdim=True) if step is None else x / float(step[0])
+    nearest = (q - q.floor() - 0.5).abs().min().item()
+    module.nearest = min(nearest, getattr(module, "nearest", 1.0))
+
+
+def nearest_tie(model: torch.nn.Module, tokens: list[int]) -> float:
+    """How near an input of an int8 linear comes to the middle between two integers, in steps; 1 if there are none."""
+    modules = [module for module in model.modules() if isinstance(module, Exact)]
+    for module in modules:
+        module.nearest = 1.0
+    with torch.inference_mode():
+        model(torch.tensor([tokens]))
+    return min(float(module.nearest) for module in modules)
 
 
 def report(folder: Path) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """What `vllm-ms quantize` writes, served by vLLM, against torch models that compute as the written tensors say.
 
-Tolerances are those of tests/quantization/test_quantized_models.py, where the reasons are.
+Tolerances are those of tests/quantization/test_quantized_models.py, where the reasons are. There, inputs in the middle
+between two integers are allowed for; here prompts without are chosen, so that the tokens must be the same.
 """
 
+import argparse
 import json
 from pathlib import Path
 
@@ -11,11 +13,17 @@ import pytest
 import torch
 
 from tests import checkpoints
-from tests.cli.quantizing import SIZES, as_torch, quantize, tensors
+from tests.cli.quantizing import SIZES, arrays, as_torch, end, nearest_tie, quantize, tensors, unpacked
 from tests.engines import distributions, engine, greedy, token_ids
-from tests.quantization.test_quantized_models import TOKENS, UNIT_TOLERANCE, VOCABULARY, differences, without_ties
-from tests.reference.torch_reference import LOGPROB_TOLERANCE
+from tests.quantization.test_quantized_models import LENGTHS, TOKENS, UNIT_TOLERANCE, VOCABULARY, differences
+from tests.reference import torch_reference
+from tests.reference.torch_reference import LOGPROB_TOLERANCE, Answer
+from vllm_ms_models.cli import parser
+from vllm_ms_models.cli.quantize.command import quantize as run
 
+# Steps: one unit of float32 of the largest input, 127 steps. Of 43 tokens with 640 inputs each, one prompt in three has
+# an input as near to a middle.
+NO_TIE = 127 * 2.0**-24
 TIED = {"tie_word_embeddings": True}
 SMOOTH = ("--smoothquant", "0.5")
 SLIM = ("--format", "modelslim")
@@ -34,6 +42,22 @@ CASES = [
 ]
 
 
+def chosen(model: torch.nn.Module, least: float) -> tuple[list[list[int]], list[Answer]]:
+    """A prompt of each length with no token chosen by less than `least` and no input near a middle; the answers."""
+    prompts, answers = [], []
+    for length in LENGTHS:
+        for seed in range(200):
+            (prompt,) = checkpoints.random_prompts([length], seed=seed)
+            answer = torch_reference.greedy(model, prompt, TOKENS)
+            if answer.margin > least and nearest_tie(model, prompt + answer.tokens) > NO_TIE:
+                break
+        else:
+            raise AssertionError("every prompt has a tie")
+        prompts.append(prompt)
+        answers.append(answer)
+    return prompts, answers
+
+
 def case(family: str, options: dict, scheme: str, extra: tuple[str, ...], slow: bool) -> object:
     name = "-".join([family, *options, scheme, *(word.lstrip("-") for word in extra)])
     return pytest.param(family, options, scheme, extra, id=name, marks=[pytest.mark.slow] if slow else [])
@@ -45,7 +69,7 @@ def test_tokens_and_logprobs(tmp_path: Path, family: str, options: dict, scheme:
     out = quantize(source, tmp_path / "out", "--scheme", scheme, *extra)
     model = as_torch(source, out)
     tolerance = LOGPROB_TOLERANCE if scheme == "w4a16" else UNIT_TOLERANCE
-    prompts, answers = without_ties(model, 2 * tolerance)
+    prompts, answers = chosen(model, 2 * tolerance)
     with engine(out, max_model_len=64) as llm:
         outputs = greedy(llm, prompts, TOKENS, prompt_logprobs=-1)
         found = [distributions(output.prompt_logprobs, VOCABULARY) for output in outputs]
@@ -59,13 +83,34 @@ def test_tokens_and_logprobs(tmp_path: Path, family: str, options: dict, scheme:
         assert tensors(out)["model.embed_tokens.weight"].dtype == torch.float32
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["w8a8-dynamic", "w8a8-static", "w4a16"])
+def test_transformers_reads_it_too(tmp_path: Path, scheme: str) -> None:
+    """By compressed-tensors' own decompression, at the first step: weights in floats, whatever the activations."""
+    from transformers import AutoModelForCausalLM
+
+    source = checkpoints.checkpoint("llama", **(SIZES | {"hidden_size": 128}))
+    extra = () if scheme == "w4a16" else ("--lm-head",)
+    out = quantize(source, tmp_path / "out", "--scheme", scheme, *extra)
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    with torch.inference_mode():
+        model(torch.tensor([[1]]))
+    found = arrays(out)
+    for name, module in model.named_modules():
+        own = end(found, name)
+        if "weight_packed" in own:
+            scales = own["weight_scale"]
+            integers = unpacked(own["weight_packed"])
+            wanted = integers * np.repeat(scales, integers.shape[1] // scales.shape[1], 1)
+        elif "weight_scale" in own:
+            wanted = own["weight"] * own["weight_scale"]
+        else:
+            continue
+        np.testing.assert_allclose(module.weight.detach().numpy(), wanted, rtol=2**-23)
+
+
 def test_shards_of_a_tied_bfloat16_model(tmp_path: Path) -> None:
     """Several shards hold what one does, and are loaded."""
-    import argparse
-
-    from vllm_ms_models.cli import parser
-    from vllm_ms_models.cli.quantize.command import quantize as run
-
     source = checkpoints.checkpoint("llama", 0, torch.bfloat16, **(SIZES | TIED))
     whole = quantize(source, tmp_path / "whole", "--scheme", "w8a8-dynamic", "--lm-head", calibrated=False)
     words = ["quantize", str(source), str(tmp_path / "cut"), "--scheme", "w8a8-dynamic", "--lm-head"]

@@ -173,7 +173,9 @@ def test_what_is_kept_and_what_is_not(source: Path, tmp_path: Path) -> None:
     assert all((out / name).read_text() == name for name in kept)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_ended_midway(source: Path, tmp_path: Path, number: signal.Signals) -> None:
     """Only after SIGKILL something is left, which nothing takes for a model: it has no config.json."""
     out = tmp_path / "out"

@@ -1,7 +1,8 @@
 """What `vllm-ms quantize` writes, against the definitions of its schemes computed with NumPy from the float weights.
 
 A weight is rounded to the nearest step, so that it is off by half a step at most; before, it is divided in float32, and
-quotients up to 127 are off by 2^-18 (half a unit in the last place). Scales are one float32 division, off by one unit of 2^-23 at most.
+quotients up to 127 are off by 2^-18 (half a unit in the last place). Scales are one float32 division,
+off by one unit of 2^-23 at most.
 """
 
 import json
@@ -177,8 +178,8 @@ def test_reported_errors(tmp_path: Path, scheme: str) -> None:
             matrix = unpacked(own["weight_packed"]) * np.repeat(own["weight_scale"].astype(np.float64), 32, 1)
         else:
             matrix = own["weight"] * own["weight_scale"].astype(np.float64)
-        wanted = np.linalg.norm(matrix - weight) / np.linalg.norm(weight)
-        assert told["errors"][name]["weight"] == pytest.approx(wanted, rel=1e-4)
+        off = np.linalg.norm(matrix - weight) / np.linalg.norm(weight)
+        assert told["errors"][name]["weight"] == pytest.approx(float(off), rel=1e-4)
     exact = output_errors(checkpoints.random_model("qwen2", **SIZES), out)
     for name, wanted in exact.items():
         assert told["errors"][name]["output"] == pytest.approx(wanted, rel=0.35), name  # other rows were sampled
@@ -199,7 +200,7 @@ def output_errors(model: torch.nn.Module, out: Path) -> dict[str, float]:
     with torch.inference_mode():
         for prompt in CALIBRATION:
             model(torch.tensor([prompt]))
-    errors = {}
+    errors: dict[str, float] = {}
     for name, module in linears(model).items():
         own = end(found, name)
         own.pop("bias", None)

@@ -90,6 +90,8 @@ def _parse(line: str, where: str, tokenize: _Tokenizer, vocab_size: int) -> list
             raise ValueError(f"{where}: {key} must be a string.")
         ids = _tokenized(tokenize.text, value, where)
     else:
+        if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+            raise ValueError(f"{where}: messages must be a list of dictionaries.")
         ids = _tokenized(tokenize.messages, value, where)
     if not ids:
         raise ValueError(f"{where}: the prompt is empty.")
@@ -101,6 +103,7 @@ def _tokenized(tokenize: Callable[[Any], list[int]], value: Any, where: str) -> 
     try:
         return tokenize(value)
     except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"{where}: the model's tokenizer cannot take it ({type(error).__name__}: {error}); give token_ids instead."
+            f"{where}: the model's tokenizer cannot take it ({reason}); give token_ids instead."
         ) from error
