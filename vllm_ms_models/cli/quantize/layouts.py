@@ -152,6 +152,8 @@ class ModelSlimStatic(Layout):
         product = scales[:, 0] * step
         addend = -offset * integers.sum(1, dtype=np.int64)
         if bias is not None:
+            if not np.isfinite(bias).all():
+                raise ValueError("its bias has values that are not finite")
             # Of a row of zeros only the bias is left: its scale is chosen for that.
             product = np.where(integers.any(1), product, np.maximum(np.abs(bias), 1) * np.float32(2**-23))
             addend = addend + np.rint(bias / product.astype(np.float64)).astype(np.int64)

@@ -93,7 +93,7 @@ def open_source(model: str) -> Source:
     checkpoint = open_checkpoint(folder)
     _require_floats(folder, config, checkpoint)
     name = config.get("dtype") or config.get("torch_dtype")
-    stored = next(iter(checkpoint.tensors.values())).dtype if checkpoint.tensors else "F32"
+    stored = next((tensor.dtype for tensor in checkpoint.tensors.values() if tensor.name.endswith(".weight")), "F32")
     return Source(folder, config, checkpoint, DTYPE_NAMES.get(str(name).removeprefix("torch."), stored))
 
 
@@ -123,5 +123,6 @@ def _require_floats(folder: Path, config: dict[str, Any], checkpoint: Checkpoint
     for tensor in checkpoint.tensors.values():
         if tensor.dtype not in DTYPES or (tensor.dtype not in FLOATS and tensor.name.endswith(".weight")):
             raise CheckpointError(
-                f"{folder} is quantized already: its tensor {quote(tensor.name)} is {tensor.dtype}; {remedy}."
+                f"{folder} is not in floats: its tensor {quote(tensor.name)} is {tensor.dtype}, where "
+                f"{', '.join(FLOATS)} are expected; {remedy}."
             )
