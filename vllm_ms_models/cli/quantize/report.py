@@ -111,5 +111,5 @@ def plot(errors: Mapping[str, Errors], scheme: str, path: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(scheme)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.02, 1))
     figure.savefig(path, dpi=120)
