@@ -19,7 +19,7 @@ from vllm_ms_models.cli import main
 
 # 64 and 96 inputs are groups of 32; head size 16.
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
-CALIBRATION = checkpoints.random_prompts((40, 60), seed=7)  # those of tests.quantization.models.input_ranges
+CALIBRATION = checkpoints.random_prompts((40, 60), seed=7)
 
 
 def prompts_file(folder: Path, prompts: list[list[int]] = CALIBRATION) -> Path:
@@ -112,6 +112,22 @@ def nearest_tie(model: torch.nn.Module, tokens: list[int]) -> float:
     with torch.inference_mode():
         model(torch.tensor([tokens]))
     return min(float(module.nearest) for module in modules)
+
+
+def input_ranges(model: torch.nn.Module) -> dict[str, tuple[float, float]]:
+    """The least and greatest input of each linear of the blocks, over CALIBRATION, prompt by prompt."""
+    ranges: dict[str, tuple[float, float]] = {}
+
+    def note(name: str, x: torch.Tensor) -> None:
+        low, high = ranges.get(name, (0.0, 0.0))
+        ranges[name] = min(low, x.min().item()), max(high, x.max().item())
+
+    for name, module in linears(model).items():
+        module.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs[0]))
+    with torch.inference_mode():
+        for prompt in CALIBRATION:
+            model(torch.tensor([prompt]))
+    return ranges
 
 
 def report(folder: Path) -> dict[str, Any]:

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from tests import checkpoints
-from tests.cli.quantizing import CALIBRATION, SIZES, arrays, quantize, report
-from tests.quantization.models import input_ranges
+from tests.cli.quantizing import CALIBRATION, SIZES, arrays, input_ranges, quantize, report
 from tests.reference.torch_reference import LOGPROB_TOLERANCE, logits
 from vllm_ms_models import runtime
 from vllm_ms_models.cli.quantize import modules

@@ -14,8 +14,19 @@ import torch
 from compressed_tensors.quantization import QuantizationConfig
 
 from tests import checkpoints
-from tests.cli.quantizing import CALIBRATION, SIZES, arrays, end, multiply_of, quantize, report, tensors, unpacked
-from tests.quantization.models import input_ranges, linears
+from tests.cli.quantizing import (
+    CALIBRATION,
+    SIZES,
+    arrays,
+    end,
+    input_ranges,
+    multiply_of,
+    quantize,
+    report,
+    tensors,
+    unpacked,
+)
+from tests.quantization.models import linears
 
 HALF = 0.5 + 2**-18
 CASES = [("qwen2", torch.float32), ("llama", torch.bfloat16), ("qwen2", torch.float16)]
