@@ -39,4 +39,4 @@ def test_tokens(name: str) -> None:
                 max_tokens=TOKENS,
                 extra_body={"ignore_eos": True, "return_token_ids": True},
             )
-            assert answer.choices[0].token_ids == wanted.tokens  # type: ignore[attr-defined]
+            assert answer.choices[0].token_ids == wanted.tokens
