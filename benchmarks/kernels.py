@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="qwen2.5-0.5b")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--scheme", choices=SCHEMES, help="weights of small integers, products only (default: floats)")
-    parser.add_argument("--cache", choices=("int8",), help="only compare attention over such a cache with one of floats")
+    parser.add_argument("--cache", choices=("int8",), help="compare attention over such a cache with that over floats")
     parser.add_argument("--isa", help="instruction set (default: the best this machine has)")
     parser.add_argument("--json", help="also write the rows to this file")
     options = parser.parse_args()

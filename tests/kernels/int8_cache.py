@@ -47,9 +47,7 @@ def unpacked(kernels: Kernels, memory: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return result, scales
 
 
-def filled(
-    kernels: Kernels, paged: ref.Paged, dtype: Any, rng: np.random.Generator
-) -> tuple[Tensor, ref.Paged]:
+def filled(kernels: Kernels, paged: ref.Paged, dtype: Any, rng: np.random.Generator) -> tuple[Tensor, ref.Paged]:
     """A cache of what `paged` holds, in random order of writing, and `paged` with the values that it represents.
 
     Where `paged` has NaN nothing is written: integers are random bytes, scales NaN.
@@ -65,7 +63,8 @@ def filled(
     slots = np.flatnonzero(~np.isnan(rows).any((0, 2)))
     if rng.random() < 0.5:
         slots = rng.permutation(slots)
-    kernels.write_kv(*(ref.to_tensor(x[slots], dtype) for x in rows), cache, Tensor(slots))
+    key, value = (ref.to_tensor(x[slots], dtype) for x in rows)
+    kernels.write_kv(key, value, cache, Tensor(slots))
     integers, scale = rounded(paged.cache)
     exact = integers.astype(np.float64) * scale[..., None]
     return cache, ref.Paged(exact, paged.query_start, paged.seq_lens, paged.block_tables)

@@ -52,7 +52,8 @@ def test_write_int8(
     pair = ref.rounded(rng.standard_normal((2, tokens, kv_heads, head_size)) * size, dtype)
     odd = rng.random((2, tokens, kv_heads)) < 0.1
     pair[odd, rng.integers(head_size)] = rng.choice((np.nan, np.inf, -np.inf))
-    kernels.write_kv(*(to_tensor(x.reshape(tokens, kv_heads * head_size), dtype) for x in pair), cache, Tensor(slots))
+    key, value = (to_tensor(x.reshape(tokens, kv_heads * head_size), dtype) for x in pair)
+    kernels.write_kv(key, value, cache, Tensor(slots))
     rounded, scale = int8_cache.rounded(pair)
     for token in np.flatnonzero(slots >= 0):
         block, offset = divmod(slots[token], block_size)
@@ -116,7 +117,8 @@ def test_long_int8_sequences(
         table[:count] = order[end - count : end]
         floats[table[count - 1], :, :, length - (count - 1) * block_size :] = np.nan
     starts = np.concatenate(([0], np.cumsum(queries)))
-    cache, exact = filled(kernels, ref.Paged(floats, starts.astype(np.int32), lengths.astype(np.int32), tables), dtype, rng)
+    paged = ref.Paged(floats, starts.astype(np.int32), lengths.astype(np.int32), tables)
+    cache, exact = filled(kernels, paged, dtype, rng)
     query = normal(rng, (queries.sum(), 2 * group * head_size), dtype)
     options = (head_size**-0.5, window, None, True)
     got = kernels.paged_attention(to_tensor(query, dtype), cache, exact.tensors(), *options)
@@ -143,7 +145,8 @@ def test_what_is_not_finite_stays_where_it_is(
     for value in (pair[part, place, 1, 3], bad):
         pair[part, place, 1, 3] = value
         cache = Tensor.from_numpy(np.zeros(kernels.cache_shape(4, 16, heads, size, ms.int8), np.int8))
-        kernels.write_kv(*(to_tensor(x.reshape(length, -1), dtype) for x in pair), cache, slots)
+        key, value_rows = (to_tensor(x.reshape(length, -1), dtype) for x in pair)
+        kernels.write_kv(key, value_rows, cache, slots)
         result = kernels.paged_attention(to_tensor(query, dtype), cache, paged.tensors(), 0.25)
         results.append(to_array(result).reshape(tokens, heads, size))
     good, poisoned = results

@@ -280,7 +280,8 @@ class ReferenceKernels(Kernels):
     def write_kv(self, key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:
         blocks, _, heads, block_size, _ = cache.shape
         head_size = reference_cache.head_size_of(cache)
-        _require(cache.dtype == key.dtype or cache.dtype == ms.int8, f"the keys are {key.dtype}, the cache is {cache.dtype}")
+        fits = cache.dtype == ms.int8 or cache.dtype == key.dtype
+        _require(fits, f"the keys are {key.dtype}, the cache is {cache.dtype}")
         _require(slots.shape[0] == key.shape[0], f"{slots.shape[0]} slots for {key.shape[0]} tokens")
         if slots.shape[0] == 0:
             return

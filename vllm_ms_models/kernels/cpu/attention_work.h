@@ -11,9 +11,7 @@ namespace vllm_ms {
 namespace ISA_NS {
 namespace {
 
-// Groups of positions requested from memory before they are multiplied.
-template <class S>
-constexpr long kAhead = 8;
+constexpr long kAhead = 8;  // groups of positions requested from memory before they are multiplied
 
 // Panels of the next micro-kernel call when `left` are left: 3, or 2 + 2 for four of them.
 INLINE int call_width(long left) {
@@ -99,7 +97,7 @@ struct Work {
   // What is needed kAhead groups after group `at` of a tile of `groups`. After the keys of a tile come its values, then
   // the keys of the next one.
   const char* ahead_of(long key, long at, long groups, bool values) const {
-    at += kAhead<S>;
+    at += kAhead;
     if (at < groups) return group_at(key + at * kGroup, values);
     return values ? group_at(key + at * kGroup, false) : group_at(key + (at - groups) * kGroup, true);
   }
@@ -116,7 +114,7 @@ struct Work {
     softmax = softmax_of(call);
     source = source_of(item);
     if (next) next_source = source_of(*next);
-    for (long i = 0; fetch && i < kAhead<S>; ++i)
+    for (long i = 0; fetch && i < kAhead; ++i)
       if (const char* keys = group_at((item.begin / kGroup + i) * kGroup, false)) request(keys, g.layout.reach);
     for_rows([&](long r, long at) {
       copy_query(static_cast<const T*>(call.query) + at, reinterpret_cast<X*>(b.query) + r * depth, call.head_size,
