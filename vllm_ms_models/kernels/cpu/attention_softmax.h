@@ -52,8 +52,8 @@ static vf top_scores(const float* scores, long width) {
   return top[0];
 }
 
-// Probabilities 2^(score * factor - top), in place; returns their sums, lane by lane. The last argument says as what they
-// will be multiplied.
+// Probabilities 2^(score * factor - top), in place; returns their sums, lane by lane. The last argument says as what
+// they will be multiplied.
 static vf soften(float* scores, long width, float factor, float top, float*) {
   vf total = {};
   for (long i = 0; i < width; i += VW) {

@@ -13,8 +13,8 @@ constexpr long kKeys = 256;       // positions of a tile
 constexpr long kDirectRows = 24;  // up to here keys and values are multiplied where they are
 constexpr long kMaxRuns = kKeys / kGroup;
 
-// Which micro-kernel multiplies keys and values in the cache, and which a copy of them, for a query of T and a cache of S.
-// Both take the same activations.
+// Which micro-kernel multiplies keys and values in the cache, and which a copy of them, for a query of T and a cache of
+// S. Both take the same activations.
 template <class T, class S>
 struct Forms {
   typedef Float Direct, Copied;

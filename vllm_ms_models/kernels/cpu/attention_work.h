@@ -1,7 +1,7 @@
 // Attention's work on an item, and on a call; attention.cpp explains it.
 //
-// T is the type of the query and the result, S that of the cache: T, or int8_t. What differs between them is chosen while
-// compiling, so that a cache of floats costs what it would without the other.
+// T is the type of the query and the result, S that of the cache: T, or int8_t. What differs between them is chosen
+// while compiling, so that a cache of floats costs what it would without the other.
 #pragma once
 
 #include "attention_plan.h"

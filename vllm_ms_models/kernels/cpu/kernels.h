@@ -154,5 +154,4 @@ void pack_scales(Packed& weight, int part, long first_row, const float* scales, 
   const char* gate_and_mul(const void*, const void*, void*, int, long, Gate);                 \
   const char* rotary(const RotaryCall&);                                                      \
   const char* write_kv(const WriteCall&);                                                     \
-  const char* attention(const AttentionCall&);                                                \
-  const char* attention_int8(const AttentionCall&);
+  const char* attention(const AttentionCall&);

@@ -7,7 +7,7 @@
 //     float32, float16     [block_size / 16][head_size][16]              [block_size][head_size]
 //     bfloat16             [block_size / 16] of [head_size / 2][16][2]   [block_size / 2][head_size][2]
 //                          and, if head_size is odd, [16]
-//     int8                 [block_size / 16][head_size][16]              [ceil(head_size / 16)][block_size][16 or the rest]
+//     int8                 [block_size / 16][head_size][16]              [ceil(head_size / 16)][block_size][16 or less]
 //                          and [block_size] float32 scales               and [block_size] float32 scales
 //
 // Keys are panels of 16 positions, one step along the head's features being contiguous: the layout of a linear layer's
@@ -148,14 +148,18 @@ static void write_rounded(const T* key, const T* value, long stride, bool whole,
   for (long p = 0; p * 16 < size; ++p) {
     const long width = min(16, size - p * 16);
     char* to = piece.values(p) + lane * width;
-    for (long i = 0; i < count; ++i) memcpy(to + i * width, rows + i * room + p * 16, size_t(width));
+    for (long i = 0; i < count; ++i)
+      if (width == 16) memcpy(to + i * 16, rows + i * room + p * 16, 16);
+      else memcpy(to + i * width, rows + i * room + p * 16, size_t(width));
   }
 }
 
-// Requests the cache lines that one position of a group touches.
+// Requests the cache lines of a group that one of its positions, at `slot`, touches.
 template <class S>
-static void request_position(const CacheLayout& layout, const char* group, long lane, long offset) {
+static void request_position(const CacheLayout& layout, const char* group, long slot) {
+  const long lane = slot % kGroup;
   if constexpr (kIntegers<S>) {
+    const long offset = slot % layout.block_size / kGroup * kGroup;
     const Piece piece = {layout, const_cast<char*>(group) - offset * layout.head_size, offset};
     for (long at = 0; at < layout.group; at += 64) __builtin_prefetch(group + at, 1);
     for (long p = 0; p * 16 < layout.head_size; ++p) __builtin_prefetch(piece.values(p) + lane * 16, 1);
@@ -200,8 +204,7 @@ static bool write_tokens(const WriteCall& call, long begin, long end) {
     char* at = group_of(slot);
     if (!whole && token + 1 < end && call.slots[token + 1] >= 0)
       for (long h = 0, next = call.slots[token + 1]; h < call.kv_heads; ++h)
-        request_position<S>(layout, group_of(next) + h * layout.head, next % kGroup,
-                            next % call.block_size / kGroup * kGroup);
+        request_position<S>(layout, group_of(next) + h * layout.head, next);
     const T* key = static_cast<const T*>(call.key) + token * stride;
     const T* value = static_cast<const T*>(call.value) + token * stride;
     for (long h = 0; h < call.kv_heads; ++h, at += layout.head, key += size, value += size) {

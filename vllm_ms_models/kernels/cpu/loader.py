@@ -29,8 +29,7 @@ logger = logging.getLogger("vllm.ms_models")
 
 MODULE = "_vllm_ms_cpu"
 SOURCES = Path(__file__).parent
-# Compiled once per ISA, slowest first.
-KERNELS = ("attention", "attention_int8", "gemm_integers", "gemm", "elementwise", "kv_cache", "pack")
+KERNELS = ("attention", "gemm_integers", "gemm", "elementwise", "kv_cache", "pack")  # once per ISA, slowest first
 COMMON = ("module", "memory", "threads", "pack_integers")  # compiled once, for any machine
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")

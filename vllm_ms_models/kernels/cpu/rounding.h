@@ -25,9 +25,11 @@ static uint32_t largest_bits(const T* x, long count) {
     const vi bits = (vi)magnitude(load_padded(x, i, count));
     most = bits > most ? bits : most;
   }
-  int32_t result = 0;
-  for (int i = 0; i < VW; ++i) result = most[i] > result ? most[i] : result;
-  return uint32_t(result);
+  UNROLL for (int distance = VW / 2; distance; distance /= 2) {
+    const vi other = __builtin_shuffle(most, kLanes ^ distance);
+    most = other > most ? other : most;
+  }
+  return uint32_t(most[0]);
 }
 
 // The integers of a row are its values times `factor`, to the nearest; times `scale` they are the values again.
