@@ -25,8 +25,8 @@
 // probabilities by those of the values, unless they are 0 (what a row does not see may have NaN for a scale). The sum l
 // is that of probabilities without scales. No group is copied because of what lies beyond the sequence: integers are
 // finite. The two passes over scores and probabilities in L1 and the widening of copies are 4% of a prefill. Decode of
-// one sequence over 16384 positions takes 0.7 times as long as in bf16 with 4 rows to a KV head, and 0.75 to 0.95 with
-// 7, where the multipliers are the limit, not memory.
+// one sequence over 16384 positions takes 0.7 times as long as in bf16 with 4 rows to a KV head, and 0.95 with 7, where
+// the multipliers are the limit, not memory; without vdpbf16ps they always are, and it is 1.1 to 1.2.
 //
 // Precision. Scores, m, l and sums are float32. With AVX-512 BF16, probabilities of bfloat16 are rounded to bfloat16,
 // as the eager attention of transformers does, and multiplied by vdpbf16ps, twice as fast as float32; l is the sum of

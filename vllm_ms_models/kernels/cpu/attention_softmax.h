@@ -117,30 +117,40 @@ static vf soften(float* scores, long width, float factor, float top, uint32_t*) 
 
 INLINE vf load_scales(const char* from, long i) { return load_raw<vf>(from + i * long(sizeof(float))); }
 
-// Scores of `width` positions, times the scales of their keys.
-static void scale_scores(float* scores, long width, const char* scales) {
-  for (long i = 0; i < width; i += VW) store(scores + i, load(scores + i) * load_scales(scales, i));
+// `count` rows of scores of `width` positions, `stride` apart, times the scales of their keys.
+INLINE void scale_scores(float* scores, long stride, int count, long width, const char* scales) {
+  for (long i = 0; i < width; i += VW) {
+    const vf scale = load_scales(scales, i);
+    for (float* row = scores + i; row < scores + count * stride; row += stride) store(row, load(row) * scale);
+  }
 }
 
 // A probability times the scale of its value; 0 stays 0, since the scale of what is not attended to may be NaN.
-INLINE vf scaled_share(const float* shares, long width, const char* scales, long i) {
-  if (i >= width) return vf{};
-  const vf p = load(shares + i);
-  return select(p == vf{}, p, p * load_scales(scales, i));
+INLINE vf scaled_share(const float* share, vf scale) {
+  const vf p = load(share);
+  return select(p == vf{}, p, p * scale);
 }
 
-// Probabilities of `width` positions times the scales of their values, as they are multiplied, at the same place.
-static void scale_shares(float* shares, long width, const char* scales, float*) {
-  for (long i = 0; i < width; i += VW) store(shares + i, scaled_share(shares, width, scales, i));
+// Rows of probabilities times the scales of their values, as they are multiplied, at the same place.
+INLINE void scale_shares(float* shares, long stride, int count, long width, const char* scales, float*) {
+  for (long i = 0; i < width; i += VW) {
+    const vf scale = load_scales(scales, i);
+    for (float* row = shares + i; row < shares + count * stride; row += stride) store(row, scaled_share(row, scale));
+  }
 }
 #if defined(__AVX512BF16__)
-static void scale_shares(float* shares, long width, const char* scales, uint32_t*) {
-  char* to = reinterpret_cast<char*>(shares);
-  for (long i = 0; i < width; i += 32) {
-    const __m512 low = (__m512)scaled_share(shares, width, scales, i);
-    const __m512 high = (__m512)scaled_share(shares, width, scales, i + 16);
-    store_raw(to + i * 2, _mm512_cvtne2ps_pbh(high, low));
+INLINE void scale_shares(float* shares, long stride, int count, long width, const char* scales, uint32_t*) {
+  long i = 0;
+  for (; i + 32 <= width; i += 32) {
+    const vf low = load_scales(scales, i), high = load_scales(scales, i + 16);
+    for (float* row = shares; row < shares + count * stride; row += stride)
+      store_raw(row + i / 2, _mm512_cvtne2ps_pbh((__m512)scaled_share(row + i + 16, high),
+                                                 (__m512)scaled_share(row + i, low)));
   }
+  if (i == width) return;
+  const vf low = load_scales(scales, i);
+  for (float* row = shares; row < shares + count * stride; row += stride)
+    store_raw(row + i / 2, _mm512_cvtne2ps_pbh(_mm512_setzero_ps(), (__m512)scaled_share(row + i, low)));
 }
 #endif
 

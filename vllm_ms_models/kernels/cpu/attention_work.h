@@ -141,7 +141,7 @@ struct Work {
         multiply<Copied>(query, query_stride, runs->keys, 64, copied * 64, copied, to, kKeys, false, count, width,
                          ahead, width * g.layout.reach);
       if constexpr (kIntegers<S>)
-        for (int i = 0; i < count; ++i) scale_scores(to + i * kKeys, width * kGroup, runs->key_scales);
+        scale_scores(to, kKeys, count, width * kGroup, runs->key_scales);
     }
   }
 
@@ -150,7 +150,7 @@ struct Work {
     if constexpr (kIntegers<S>) {
       float* from = b.scores + at * kGroup;
       X* none = nullptr;
-      for (int i = 0; i < count; ++i) scale_shares(from + i * kKeys, width, run.value_scales, none);
+      scale_shares(from, kKeys, count, width, run.value_scales, none);
       return reinterpret_cast<const X*>(from);
     } else {
       return reinterpret_cast<const X*>(b.scores) + at * kGroup * Direct::kSubsteps / Direct::kDepth;
