@@ -23,7 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import limits
 
 from vllm_ms_models import compat
-from vllm_ms_models.kernels import Integers, PagedSequences, Weight
+from vllm_ms_models.kernels import SCALE_BYTES, Integers, PagedSequences, Weight
 from vllm_ms_models.kernels.cpu import CpuKernels
 
 # hidden, intermediate, heads, KV heads, head size, vocabulary
@@ -120,15 +120,35 @@ def linears(kernels: CpuKernels, model: str, dtype: Any, kind: Any, rows: int) -
         yield Case(name, lambda x=x, turn=turn: kernels.linear_split(x, next(turn)), moved, 2.0 * rows * total * inputs)
 
 
-def attention(kernels: CpuKernels, model: str, dtype: Any, queries: int, context: int, sequences: int) -> Case:
-    """Causal attention of the last `queries` positions of each of `sequences` contexts, in blocks in no order."""
+def new_cache(kernels: CpuKernels, blocks: int, kv_heads: int, size: int, dtype: Any, storage: Any) -> ms.Tensor:
+    """A layer's cache full of random numbers."""
+    rng = np.random.default_rng(0)
+    shape = kernels.cache_shape(blocks, BLOCK, kv_heads, size, storage)
+    floats = rng.normal(size=100_003).astype(np.float32)
+    if storage is None:
+        return tensor(np.resize(floats, shape), dtype)
+    cache = tensor(np.zeros(shape, np.int8))
+    for first in range(0, blocks * BLOCK, 1 << 16):
+        slots = np.arange(first, min(first + (1 << 16), blocks * BLOCK))
+        rows = tensor(np.resize(floats, (len(slots), kv_heads * size)), dtype)
+        kernels.write_kv(rows, rows, cache, tensor(slots))
+    return cache
+
+
+def attention(
+    kernels: CpuKernels, model: str, dtype: Any, queries: int, context: int, sequences: int, storage: Any = None
+) -> Case:
+    """Causal attention of the last `queries` positions of each of `sequences` contexts, in blocks in no order.
+
+    `storage` is ms.int8 for a cache of int8, None for one of `dtype`.
+    """
     _, _, heads, kv_heads, size, _ = MODELS[model]
     width = 4 if dtype == ms.float32 else 2
+    row = size * width if storage is None else size + SCALE_BYTES
     blocks = sequences * -(-context // BLOCK)
     rng = np.random.default_rng(0)
-    turns = -(-BEYOND_CACHES // (width * blocks * BLOCK * 2 * kv_heads * size)) if queries == 1 else 1
-    shape = kernels.cache_shape(blocks * turns, BLOCK, kv_heads, size)
-    cache = tensor(np.resize(rng.normal(size=100_003).astype(np.float32), shape), dtype)
+    turns = -(-BEYOND_CACHES // (blocks * BLOCK * 2 * kv_heads * row)) if queries == 1 else 1
+    cache = new_cache(kernels, blocks * turns, kv_heads, size, dtype, storage)
     order = rng.permutation(blocks * turns).astype(np.int32).reshape(turns, sequences, -1)
     paged = [
         PagedSequences(
@@ -146,7 +166,7 @@ def attention(kernels: CpuKernels, model: str, dtype: Any, queries: int, context
     return Case(
         f"attention {queries} of {context}, {sequences} seq.",
         lambda: kernels.paged_attention(query, cache, next(turn), size**-0.5),
-        width * (sequences * context * 2 * kv_heads * size + 2 * sequences * queries * heads * size),
+        sequences * context * 2 * kv_heads * row + width * 2 * sequences * queries * heads * size,
         4.0 * pairs * heads * size,
     )
 
@@ -175,11 +195,23 @@ def judged(cases: list[Case], rows: int, peak: str) -> Iterator[Row]:
         )
 
 
+def compare_caches(kernels: CpuKernels, model: str, dtype: Any) -> None:
+    """Attention over a cache of `dtype` and one of int8, by turns: medians, and how many times faster int8 is."""
+    print(f"{'kernel':32} {'floats us':>10} {'int8 us':>10} {'ratio':>6}  of each round")
+    for case in ATTENTION:
+        pair = [attention(kernels, model, dtype, *case, storage) for storage in (None, ms.int8)]
+        rounds = [[median_seconds(one.call) for one in pair] for _ in range(5)]
+        floats, integers = (statistics.median(times) for times in zip(*rounds, strict=True))
+        each = " ".join(f"{a / b:.2f}" for a, b in rounds)
+        print(f"{pair[0].name:32} {floats * 1e6:10.1f} {integers * 1e6:10.1f} {floats / integers:6.2f}  {each}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="qwen2.5-0.5b")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--scheme", choices=SCHEMES, help="weights of small integers, products only (default: floats)")
+    parser.add_argument("--cache", choices=("int8",), help="compare attention over such a cache with that over floats")
     parser.add_argument("--isa", help="instruction set (default: the best this machine has)")
     parser.add_argument("--json", help="also write the rows to this file")
     options = parser.parse_args()
@@ -188,6 +220,8 @@ def main() -> None:
     compat.absorb_numpy_warning()
     kernels = CpuKernels(options.isa)
     dtype = DTYPES[options.dtype]
+    if options.cache:
+        return compare_caches(kernels, options.model, dtype)
     kind = SCHEMES.get(options.scheme, dtype)
     peak = "bf16_gflop_s" if options.dtype == "bfloat16" and kernels.isa == "avx512_bf16" else "f32_gflop_s"
     if options.scheme == "w8a8":

@@ -5,10 +5,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import mindspore as ms
+import numpy as np
 import pytest
 import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata, MultipleOf
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheLayout, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import (
+    AttentionSpec,
+    FullAttentionSpec,
+    KVCacheLayout,
+    KVQuantMode,
+    SlidingWindowSpec,
+    compute_layer_kv_cache_shape_bytes,
+)
 
 from vllm_ms_models import kernels
 from vllm_ms_models.bridge.attention_backend import CachedLayer, MetadataBuilder, MindSporeAttentionBackend
@@ -16,7 +24,8 @@ from vllm_ms_models.bridge.tensors import to_torch
 from vllm_ms_models.kernels.reference import ReferenceKernels
 from vllm_ms_models.layers.attention import Attention
 
-CONFIG: Any = SimpleNamespace(cache_config=SimpleNamespace(block_size=16))
+CONFIG: Any = SimpleNamespace(cache_config=SimpleNamespace(block_size=16, cache_dtype="auto"))
+INT8: Any = SimpleNamespace(cache_config=SimpleNamespace(block_size=16, cache_dtype="int8_per_token_head"))
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +127,28 @@ def test_what_the_cache_manager_is_asked_for() -> None:
     assert isinstance(window, SlidingWindowSpec)
     assert window.sliding_window == 100
     assert window.page_size_bytes == full.page_size_bytes
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_a_cache_of_int8(window: int | None) -> None:
+    """vLLM's own bytes of a block, in its own mode, and the tensor that it makes of them reaches the cell whole."""
+    cell = Attention("a", 4, 2, 8, window=window)
+    layer = CachedLayer(cell, torch.bfloat16)
+    spec = layer.get_kv_cache_spec(INT8)
+    assert isinstance(spec, AttentionSpec)
+    assert (spec.dtype, spec.kv_quant_mode) == (torch.int8, KVQuantMode.INT8_PER_TOKEN_HEAD)
+    assert spec.page_size_bytes == 2 * 2 * 16 * (8 + 4)
+    assert getattr(spec, "sliding_window", None) == window
+    cache = torch.zeros(compute_layer_kv_cache_shape_bytes(spec, 5), dtype=torch.int8)
+    layer.bind_kv_cache(cache)
+    assert cell.cache is not None
+    assert cell.cache.dtype == ms.int8
+    assert cell.cache.shape == cell.kernels.cache_shape(5, 16, 2, 8, ms.int8)
+    assert cell.cache.data_ptr() == cache.data_ptr()
+    # A block of ours is a block of vLLM's.
+    ones = ms.Tensor(np.ones((16, 16), np.float32))
+    cell.kernels.write_kv(ones, ones, cell.cache, ms.Tensor(np.arange(48, 64)))
+    assert [bool(block.any()) for block in cache] == [False, False, False, True, False]
 
 
 def test_block_sizes() -> None:

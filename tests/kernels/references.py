@@ -240,8 +240,12 @@ def attention(
     soft_cap: float | None,
     causal: bool,
     share: float = 0.0,
+    scaled: bool = False,
 ) -> Bounded:
-    """Row by row and head by head, in the order of the definition; `share` is from `share_error`."""
+    """Row by row and head by head, in the order of the definition; `share` is from `share_error`.
+
+    `scaled`: of a cache of int8, whose exact values `paged` has.
+    """
     _, _, kv_heads, block_size, head_size = paged.cache.shape
     heads = query.reshape(len(query), query.shape[1] // head_size, head_size)
     values, error = np.zeros_like(heads), np.zeros_like(heads)
@@ -254,13 +258,19 @@ def attention(
             pages = paged.cache[paged.block_tables[sequence, attended // block_size], :, :, attended % block_size]
             for head in range(heads.shape[1]):
                 kv = pages[:, :, head // (heads.shape[1] // kv_heads)]
-                pair = _attend(heads[row, head], kv[:, 0], kv[:, 1], scale, soft_cap, share)
+                pair = _attend(heads[row, head], kv[:, 0], kv[:, 1], scale, soft_cap, share, scaled)
                 values[row, head], error[row, head] = pair
     return values.reshape(query.shape), error.reshape(query.shape)
 
 
 def _attend(
-    query: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float, soft_cap: float | None, share: float
+    query: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    scale: float,
+    soft_cap: float | None,
+    share: float,
+    scaled: bool,
 ) -> Bounded:
     """One head of one token.
 
@@ -271,9 +281,13 @@ def _attend(
     Probabilities p that are each off by a relative e_i, |e_i| <= `share`, and divided by their own sum give
     sum p_i (1 + e_i) v_i / sum p_i (1 + e_i). That is off by sum p_i e_i (v_i - w) / sum p_i (1 + e_i), w being the
     exact result: what all values have in common has no error.
+
+    Scales of keys and of values (`scaled`) are one more product each. Probabilities are then summed before they are
+    multiplied by the values' scales and rounded, so that this error, 2^-8 of each, does not cancel; that of the
+    exponential does as before, and is at most twice 1.02e-4 of the values' magnitude.
     """
     scores = keys @ query * scale
-    off = (len(query) + 2) * UNIT * (np.abs(keys) @ np.abs(query)) * abs(scale)
+    off = (len(query) + 2 + scaled) * UNIT * (np.abs(keys) @ np.abs(query)) * abs(scale)
     if soft_cap is not None:
         scores = soft_cap * np.tanh(scores / soft_cap)
         off = off + 32 * UNIT * soft_cap
@@ -281,8 +295,10 @@ def _attend(
     shares = np.exp(-below)
     shares /= shares.sum()
     relative = off + off[scores.argmax()] + UNIT * np.abs(scores) + (65 + 9 * below) * UNIT
-    relative = relative + shares @ relative + (2 * len(keys) + 4) * UNIT
+    relative = relative + shares @ relative + (2 * len(keys) + 4 + scaled) * UNIT
     want = shares @ values
+    if scaled and share:
+        return want, (shares * (relative + share + 1.02e-4)) @ np.abs(values) * (1 + share)
     return want, (shares * relative) @ np.abs(values) + share / (1 - share) * (shares @ np.abs(values - want))
 
 

@@ -72,10 +72,18 @@ def test_a_flag_without_the_description_file(name: str) -> None:
         configure(checkpoint("llama"), quantization=name)
 
 
-@pytest.mark.parametrize("kind", ["fp8", "fp8_e5m2", "int8_per_token_head", "turboquant_k8v4"])
+@pytest.mark.parametrize("kind", ["fp8", "fp8_per_token_head", "int4_per_token_head", "nvfp4", "turboquant_k8v4"])
 def test_a_quantized_cache(kind: str) -> None:
-    with pytest.raises(ValueError, match=f"--kv-cache-dtype {kind} is not supported: the cache has the model's dtype"):
+    with pytest.raises(
+        ValueError, match=f"{kind} is not supported: .*; use --kv-cache-dtype auto or int8_per_token_head"
+    ):
         configure(checkpoint("llama"), kv_cache_dtype=kind)
+
+
+def test_a_cache_of_int8() -> None:
+    """What was asked for is what the rest of vLLM reads."""
+    config = configure(checkpoint("llama"), kv_cache_dtype="int8_per_token_head")
+    assert config.cache_config.cache_dtype == "int8_per_token_head"
 
 
 @pytest.mark.parametrize("options", [{"fp8": "int4"}, {"fp9": "int8"}])

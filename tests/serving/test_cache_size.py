@@ -28,6 +28,23 @@ def test_default_cache(options: dict[str, Any], sequences: int, default: int, mo
         assert llm.llm_engine.vllm_config.cache_config.num_gpu_blocks * 32 < 1 << 16
 
 
+def test_blocks_of_int8() -> None:
+    """A head of 64 takes 68 bytes instead of 128: as many more blocks in the same memory, and nothing else changes."""
+    settings: dict[str, Any] = {"dtype": "bfloat16", "kv_cache_memory_bytes": 32 << 20}
+    blocks, lengths = {}, {}
+    for kind in ("auto", "int8_per_token_head"):
+        with engine(checkpoint("llama", head_dim=64), kv_cache_dtype=kind, **settings) as llm:
+            config = llm.llm_engine.vllm_config
+            blocks[kind] = config.cache_config.num_gpu_blocks
+            lengths[kind] = config.model_config.max_model_len
+            assert config.cache_config.cache_dtype == kind
+            assert len(token_ids(greedy(llm, random_prompts([50]), 4))[0]) == 4
+    layers, heads, tokens = 3, 2, 32
+    assert blocks["auto"] == (32 << 20) // (layers * heads * tokens * 2 * 128)
+    assert blocks["int8_per_token_head"] == (32 << 20) // (layers * heads * tokens * 2 * 68)
+    assert lengths["auto"] == lengths["int8_per_token_head"]
+
+
 def test_length_that_vllm_fits_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "DEFAULT_CACHE", 10 * 32 * 2 * 3 * 2 * 16 * 4)  # ten blocks of the tiny Llama
     with engine(checkpoint("llama"), max_model_len=-1, kv_cache_memory_bytes=None) as llm:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import mindspore as ms
 import torch
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
@@ -12,11 +13,11 @@ from vllm.v1.attention.backend import (
     CommonAttentionMetadata,
     MultipleOf,
 )
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheLayout, KVCacheSpec, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheLayout, KVCacheSpec, KVQuantMode, SlidingWindowSpec
 
-from vllm_ms_models.bridge.refusals import BLOCK_MULTIPLE
+from vllm_ms_models.bridge.refusals import BLOCK_MULTIPLE, INT8_CACHE
 from vllm_ms_models.bridge.tensors import to_mindspore
-from vllm_ms_models.kernels import PagedSequences
+from vllm_ms_models.kernels import SCALE_BYTES, PagedSequences
 from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import CacheView
 
@@ -48,7 +49,7 @@ class MindSporeAttentionBackend(AttentionBackend):
     """Tells vLLM what our attention takes: any head size, our own cache layout, sliding windows."""
 
     supported_dtypes = [torch.bfloat16, torch.float16, torch.float32]  # noqa: RUF012 (vLLM's own declaration)
-    supported_kv_cache_dtypes = ["auto", "bfloat16", "float16"]  # noqa: RUF012
+    supported_kv_cache_dtypes = ["auto", "bfloat16", "float16", INT8_CACHE]  # noqa: RUF012
 
     @staticmethod
     def get_name() -> str:
@@ -95,14 +96,22 @@ class CachedLayer(AttentionLayerBase):
             "head_size": cell.head_size,
             "dtype": self.dtype,
         }
+        if vllm_config.cache_config.cache_dtype == INT8_CACHE:
+            # vLLM leaves the place of the scales to the backend: they are within the bytes of a position.
+            common["dtype"], common["kv_quant_mode"] = torch.int8, KVQuantMode.INT8_PER_TOKEN_HEAD
+            common["state_content_bytes"] = 2 * (cell.head_size + SCALE_BYTES)
         if cell.window is not None:
             return SlidingWindowSpec(**common, sliding_window=cell.window)
         return FullAttentionSpec(**common)
 
     def bind_kv_cache(self, kv_cache: torch.Tensor) -> None:
-        """`kv_cache` is vLLM's `[blocks, heads, block_size, 2 * head_size]`; the cell sees our shape of it."""
+        """`kv_cache` is vLLM's `[blocks, heads, block_size, 2 * head_size]`; the cell sees our shape of it.
+
+        Of int8, its last axis has room for two scales besides.
+        """
         self.kv_cache = kv_cache
         blocks, _, block_size, _ = kv_cache.shape
         cell = self.cell
-        shape = cell.kernels.cache_shape(blocks, block_size, cell.num_kv_heads, cell.head_size)
+        storage = ms.int8 if kv_cache.dtype == torch.int8 else None
+        shape = cell.kernels.cache_shape(blocks, block_size, cell.num_kv_heads, cell.head_size, storage)
         cell.cache = to_mindspore(kv_cache.view(shape))

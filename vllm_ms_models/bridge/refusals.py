@@ -12,6 +12,7 @@ from vllm_ms_models.bridge.loader import LOAD_FORMATS
 from vllm_ms_models.checkpoint.errors import CheckpointError
 
 WORKER = "vllm_ms_models.worker.MindSporeWorker"
+INT8_CACHE = "int8_per_token_head"  # vLLM's name of it
 BLOCK_MULTIPLE = 16  # the CPU kernels keep the positions of a cache block in panels of 16
 
 
@@ -40,10 +41,10 @@ def _model(vllm_config: VllmConfig) -> Iterator[str]:
     if model.is_multimodal_model:
         yield f"{model.architectures[0]} takes images or audio, which are not supported yet; serve a text model."
     yield from _quantization(vllm_config)
-    if cache.cache_dtype not in ("auto", str(model.dtype).removeprefix("torch.")):
+    if cache.cache_dtype not in ("auto", str(model.dtype).removeprefix("torch."), INT8_CACHE):
         yield (
             f"--kv-cache-dtype {cache.cache_dtype} is not supported: the cache has the model's dtype "
-            f"({model.dtype}); use --kv-cache-dtype auto."
+            f"({model.dtype}) or int8; use --kv-cache-dtype auto or {INT8_CACHE}."
         )
     if cache.block_size % BLOCK_MULTIPLE:
         yield f"--block-size {cache.block_size} is not supported: use a multiple of {BLOCK_MULTIPLE}, or leave it out."

@@ -19,6 +19,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+SCALE_BYTES = 4  # of the float32 scale beside each row of a cache of int8
+
 
 @dataclass(frozen=True)
 class Integers:
@@ -229,12 +231,13 @@ class Kernels(ABC):
 
     @abstractmethod
     def cache_shape(
-        self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int
+        self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, storage: ms.Type | None = None
     ) -> tuple[int, int, int, int, int]:
         """Shape of one layer's KV cache, block axis first, for `write_kv` and `paged_attention`.
 
-        What a block holds where is the back end's own; its bytes are those of its keys and values. Raises ValueError
-        for a block size that the back end does not take; every one takes multiples of 16.
+        `storage` is the cache's dtype: int8, or that of the keys (None). What a block holds where is the back end's
+        own; its bytes are those of its keys and values, and of a float32 scale for each of int8. Raises ValueError for
+        a block size that the back end does not take; every one takes multiples of 16.
         """
 
     @abstractmethod
@@ -242,7 +245,11 @@ class Kernels(ABC):
         """Store `key` and `value` `[tokens, kv_heads * head_size]` at `slots` of `cache`, in place.
 
         `slots` is int64 `[tokens]`: block * block_size + offset; a negative slot is skipped. `cache` has the dtype
-        of `key` and the shape given by `cache_shape`.
+        of `key`, or int8, and the shape given by `cache_shape`.
+
+        To a cache of int8, each token's key and value of each head is rounded as "dynamic" activations are
+        (`Integers`), by its own scale, which is kept beside it: m = max|x|, q = rint(x * (127 / m)), scale = m / 127.
+        If one of its values is not finite, q is 0 and the scale NaN.
         """
 
     @abstractmethod
@@ -262,4 +269,8 @@ class Kernels(ABC):
         (all of the sequence's when not `causal`), and, with a `window`, j > p - window. Scores are
         `scale * q.k`, then `soft_cap * tanh(score / soft_cap)` if given, softmax in float32. Rows that belong to no
         sequence (beyond `query_start[-1]`) are undefined.
+
+        In a cache of int8, a key or value is its integers times its scale: `q.k` is the product with the integers
+        times the key's scale, and a value's scale multiplies the value's probability, unless that is 0. Hence what a
+        token does not attend to cannot make it NaN.
         """

@@ -15,8 +15,8 @@ import ml_dtypes
 import numpy as np
 from mindspore import Tensor, mint, ops
 
-from vllm_ms_models.kernels import reference_integers
-from vllm_ms_models.kernels.interface import Integers, Kernels, PagedSequences, Weight
+from vllm_ms_models.kernels import reference_cache, reference_integers
+from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
 
 _NUMPY = {
     ms.float32: np.dtype(np.float32),
@@ -43,9 +43,9 @@ class _Buffer:
 
 def _memory(tensor: Tensor) -> np.ndarray:
     """The memory of a contiguous CPU tensor as a writable array."""
-    dtype = _NUMPY.get(tensor.dtype)
+    dtype = np.dtype(np.int8) if tensor.dtype == ms.int8 else _NUMPY.get(tensor.dtype)
     if dtype is None:
-        raise ValueError(f"expected a float32, float16 or bfloat16 tensor, got {tensor.dtype}")
+        raise ValueError(f"expected a float32, float16, bfloat16 or int8 tensor, got {tensor.dtype}")
     if not tensor.is_contiguous():
         raise ValueError(f"expected a contiguous tensor, got strides {tensor.stride()} for shape {tensor.shape}")
     if 0 in tensor.shape:
@@ -272,14 +272,16 @@ class ReferenceKernels(Kernels):
         return ops.concat(parts, -1).reshape(tokens, features)
 
     def cache_shape(
-        self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int
+        self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, storage: ms.Type | None = None
     ) -> tuple[int, int, int, int, int]:
-        """Axis 1 is key or value."""
-        return num_blocks, 2, num_kv_heads, block_size, head_size
+        """Axis 1 is key or value; a row of int8 ends with its scale."""
+        return num_blocks, 2, num_kv_heads, block_size, head_size + (SCALE_BYTES if storage == ms.int8 else 0)
 
     def write_kv(self, key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:
-        blocks, _, heads, block_size, head_size = cache.shape
-        _require(cache.dtype == key.dtype, f"the keys are {key.dtype}, the cache is {cache.dtype}")
+        blocks, _, heads, block_size, _ = cache.shape
+        head_size = reference_cache.head_size_of(cache)
+        fits = cache.dtype == ms.int8 or cache.dtype == key.dtype
+        _require(fits, f"the keys are {key.dtype}, the cache is {cache.dtype}")
         _require(slots.shape[0] == key.shape[0], f"{slots.shape[0]} slots for {key.shape[0]} tokens")
         if slots.shape[0] == 0:
             return
@@ -289,7 +291,10 @@ class ReferenceKernels(Kernels):
         _require(bool((block < blocks).all()), f"a slot lies beyond the last of {blocks} blocks of {block_size}")
         memory = _memory(cache)
         for index, x in enumerate((key, value)):
-            rows = _memory(x.contiguous()).reshape(-1, heads, head_size)
+            if cache.dtype == ms.int8:
+                rows = reference_cache.rounded_rows(_float32(x), heads)
+            else:
+                rows = _memory(x.contiguous()).reshape(-1, heads, head_size)
             memory[block, index, :, offset] = rows[tokens]
 
     def paged_attention(
@@ -303,7 +308,7 @@ class ReferenceKernels(Kernels):
         causal: bool = True,
     ) -> Tensor:
         tokens, features = query.shape
-        head_size = cache.shape[-1]
+        head_size = reference_cache.head_size_of(cache)
         result = mint.empty((tokens, features), dtype=query.dtype)
         if tokens == 0:
             return result
@@ -320,35 +325,54 @@ class ReferenceKernels(Kernels):
                 positions = np.arange(first, last) + shift
                 lowest = 0 if window is None else max(0, int(positions[0]) - window + 1)
                 stop = int(positions[-1]) + 1 if causal else int(length)
-                keys, values = self._gather(cache, table, lowest, stop)
+                pages = self._gather(cache, table, lowest, stop)
                 mask = _mask(positions, np.arange(lowest, stop), window, causal)
-                rows = self._attend(heads[first:last], keys, values, mask, scale, soft_cap)
+                rows = self._attend(heads[first:last], *pages, mask, scale, soft_cap)
                 _copy(memory[first:last], _memory(rows.contiguous()))
         return result
 
     @staticmethod
-    def _gather(cache: Tensor, table: np.ndarray, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of positions `start` to `stop` in float32, `[kv_heads, positions, head_size]` each."""
+    def _gather(
+        cache: Tensor, table: np.ndarray, start: int, stop: int
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """Keys and values of positions `start` to `stop` in float32, `[kv_heads, positions, head_size]` each.
+
+        Those of int8 without their scales, which are `[kv_heads, 1, positions]` each.
+        """
         _, _, heads, block_size, head_size = cache.shape
         first = start // block_size
         pages = _memory(cache)[table[first : -(-stop // block_size)]]
         rows = pages.transpose(1, 2, 0, 3, 4).reshape(2, heads, -1, head_size)
-        keys, values = rows[:, :, start - first * block_size : stop - first * block_size].astype(np.float32)
-        return Tensor(keys), Tensor(values)
+        rows = rows[:, :, start - first * block_size : stop - first * block_size]
+        if cache.dtype == ms.int8:
+            (keys, values), scales = reference_cache.widened(rows)
+            return Tensor(keys), Tensor(values), (Tensor(scales[0][:, None]), Tensor(scales[1][:, None]))
+        keys, values = rows.astype(np.float32)
+        return Tensor(keys), Tensor(values), None
 
     def _attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, soft_cap: float | None
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scales: tuple[Tensor, Tensor] | None,
+        mask: Tensor,
+        scale: float,
+        soft_cap: float | None,
     ) -> Tensor:
         """Attention of `query` `[rows, heads, head_size]` where `mask` `[rows, positions]` is true, in float32."""
         rows, heads, head_size = query.shape
         kv_heads, positions, _ = keys.shape
         grouped = ops.transpose(query, (1, 0, 2)).reshape(kv_heads, -1, head_size)
-        scores = self._batch_matmul_bt(grouped, keys) * scale
+        scores = self._batch_matmul_bt(grouped, keys)
+        scores = (scores if scales is None else scores * scales[0]) * scale
         if soft_cap is not None:
             # The Tanh operator is off by 1e-4 on CPU; this form by 2e-6.
             scores = (2.0 * _sigmoid(scores * (2.0 / soft_cap)) - 1.0) * soft_cap
         scores = ops.where(mask, scores.reshape(heads, rows, positions), _MASKED)
         shares = ops.softmax(scores, -1).reshape(kv_heads, -1, positions)
+        if scales is not None:
+            shares = ops.select(shares != 0, shares * scales[1], 0.0)
         result = self._batch_matmul(shares, values).reshape(heads, rows, head_size)
         return ops.transpose(result, (1, 0, 2)).reshape(rows, heads * head_size)
 

@@ -100,15 +100,15 @@ def products(x: Tensor, weight: Weight) -> Iterator[Tensor]:
         rows = _rows(own, part, 0, size)
         scale = Tensor(own.scales[rows].reshape(1, -1))
         if integers.activations == "dynamic":
-            rounded, scales = _round_by_token(x)
+            rounded, scales = round_by_token(x)
             scale = scales * scale
         else:
             rounded = _round_by_input(x, *map(float, own.inputs[part]))
         yield _integer_sums(rounded, own, rows).astype(ms.float32) * scale * factor
 
 
-def _round_by_token(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of integers in float32, and their scales `[tokens, 1]`."""
+def round_by_token(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of integers in float32, and their scales `[tokens, 1]`; `x` is float32 `[tokens, features]`, all finite."""
     if x.shape[1] == 0:
         return x, Tensor(np.zeros((x.shape[0], 1), np.float32))
     # NumPy divides: the Div operator is off by an ulp, and gives 0 for what is close to it.

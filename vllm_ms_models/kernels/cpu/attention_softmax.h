@@ -52,7 +52,8 @@ static vf top_scores(const float* scores, long width) {
   return top[0];
 }
 
-// Probabilities 2^(score * factor - top), in place; returns their sums, lane by lane.
+// Probabilities 2^(score * factor - top), in place; returns their sums, lane by lane. The last argument says as what
+// they will be multiplied.
 static vf soften(float* scores, long width, float factor, float top, float*) {
   vf total = {};
   for (long i = 0; i < width; i += VW) {
@@ -61,6 +62,13 @@ static vf soften(float* scores, long width, float factor, float top, float*) {
     store(scores + i, p);
   }
   return total;
+}
+
+// Probabilities that have yet to be multiplied by scales: float32 for now.
+template <class X>
+struct Unscaled {};
+static vf soften(float* scores, long width, float factor, float top, Unscaled<float>*) {
+  return soften(scores, width, factor, top, static_cast<float*>(nullptr));
 }
 
 #if defined(__AVX512BF16__)
@@ -73,7 +81,18 @@ INLINE __m512 short_power_of_two(__m512 x) {
   return _mm512_scalef_ps(p, n);
 }
 
-// The same, rounded to bf16, packed at the beginning of the row. The sums are those of the rounded values.
+// The same, to be multiplied by the scales of their values before they are rounded to bf16.
+static vf soften(float* scores, long width, float factor, float top, Unscaled<uint32_t>*) {
+  __m512 total = _mm512_setzero_ps();
+  for (long i = 0; i < width; i += 16) {
+    const __m512 p = short_power_of_two((__m512)(load(scores + i) * factor - top));
+    total = _mm512_add_ps(total, p);
+    store(scores + i, (vf)p);
+  }
+  return (vf)total;
+}
+
+// Probabilities rounded to bf16, packed at the beginning of the row. The sums are those of the rounded values.
 static vf soften(float* scores, long width, float factor, float top, uint32_t*) {
   const __m512bh ones = (__m512bh)_mm512_set1_epi32(0x3f803f80);
   __m512 total = _mm512_setzero_ps();
@@ -91,6 +110,47 @@ static vf soften(float* scores, long width, float factor, float top, uint32_t*) 
     store_raw(to + i * 2, p);
   }
   return (vf)total;
+}
+#endif
+
+// --- a cache of int8 -------------------------------------------------------------------------------------------------
+
+INLINE vf load_scales(const char* from, long i) { return load_raw<vf>(from + i * long(sizeof(float))); }
+
+// `count` rows of scores of `width` positions, `stride` apart, times the scales of their keys.
+INLINE void scale_scores(float* scores, long stride, int count, long width, const char* scales) {
+  for (long i = 0; i < width; i += VW) {
+    const vf scale = load_scales(scales, i);
+    for (float* row = scores + i; row < scores + count * stride; row += stride) store(row, load(row) * scale);
+  }
+}
+
+// A probability times the scale of its value; 0 stays 0, since the scale of what is not attended to may be NaN.
+INLINE vf scaled_share(const float* share, vf scale) {
+  const vf p = load(share);
+  return select(p == vf{}, p, p * scale);
+}
+
+// Rows of probabilities times the scales of their values, as they are multiplied, at the same place.
+INLINE void scale_shares(float* shares, long stride, int count, long width, const char* scales, float*) {
+  for (long i = 0; i < width; i += VW) {
+    const vf scale = load_scales(scales, i);
+    for (float* row = shares + i; row < shares + count * stride; row += stride) store(row, scaled_share(row, scale));
+  }
+}
+#if defined(__AVX512BF16__)
+INLINE void scale_shares(float* shares, long stride, int count, long width, const char* scales, uint32_t*) {
+  long i = 0;
+  for (; i + 32 <= width; i += 32) {
+    const vf low = load_scales(scales, i), high = load_scales(scales, i + 16);
+    for (float* row = shares; row < shares + count * stride; row += stride)
+      store_raw(row + i / 2, _mm512_cvtne2ps_pbh((__m512)scaled_share(row + i + 16, high),
+                                                 (__m512)scaled_share(row + i, low)));
+  }
+  if (i == width) return;
+  const vf low = load_scales(scales, i);
+  for (float* row = shares; row < shares + count * stride; row += stride)
+    store_raw(row + i / 2, _mm512_cvtne2ps_pbh(_mm512_setzero_ps(), (__m512)scaled_share(row + i, low)));
 }
 #endif
 
@@ -116,7 +176,7 @@ struct RowStates {
 };
 
 // Turns `count` rows of scores, kKeys apart and -inf where not visible, into probabilities relative to the running
-// maxima. Maxima and sums are taken of all rows at once.
+// maxima. Maxima and sums are taken of all rows at once. X: see `soften`.
 template <class X>
 static void soften_rows(float* scores, long stride, int count, long width, float factor, RowStates& states) {
   float tops[kBlockLanes];

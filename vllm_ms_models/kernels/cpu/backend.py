@@ -17,7 +17,7 @@ from mindspore._c_expression import TensorPy  # the base class of Tensor, all in
 
 from vllm_ms_models.kernels import integer_checks
 from vllm_ms_models.kernels.cpu.loader import load
-from vllm_ms_models.kernels.interface import Integers, Kernels, PagedSequences, Weight
+from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
 
 _NAMES = {
     "avx512_bf16": "AVX-512 BF16",
@@ -174,12 +174,12 @@ class CpuKernels(Kernels):
         self._kernels.rotary(query, key, positions, cos_sin, head_size, interleaved)
 
     def cache_shape(
-        self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int
+        self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, storage: ms.Type | None = None
     ) -> tuple[int, int, int, int, int]:
         """Axis 1 is key or value; how the last two are arranged within is told in kv_cache.cpp."""
         if block_size % _GROUP:
             raise ValueError(f"Cache blocks of {block_size} positions are not supported; a multiple of {_GROUP} is.")
-        return num_blocks, 2, num_kv_heads, block_size, head_size
+        return num_blocks, 2, num_kv_heads, block_size, head_size + (SCALE_BYTES if storage == ms.int8 else 0)
 
     def write_kv(self, key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:
         self._kernels.write_kv(key, value, cache, slots)

@@ -216,26 +216,43 @@ PyObject* rotary(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   Py_END_ALLOW_THREADS return result(message);
 }
 
-// The cache of one layer, [blocks, 2, kv_heads, block_size, head_size], for rows of `features`.
-bool read_cache(PyObject* object, int dtype, const char* name, long features, bool grouped, Tensor& to) {
-  if (!read_as(object, "cache", dtype, {kAny, 2, kAny, kAny, kAny}, to)) return false;
-  const long kv_heads = to.shape[2], size = to.shape[4], row = kv_heads * size;
+// A layer's cache.
+struct Cache {
+  void* data;
+  bool int8;
+  long blocks, kv_heads, block_size, head_size;
+};
+
+// The cache of one layer, [blocks, 2, kv_heads, block_size, head_size], for rows of `features` in `dtype`: of that dtype,
+// or of int8, where each row is longer by a scale.
+bool read_cache(PyObject* object, int dtype, const char* name, long features, bool grouped, Cache& to) {
+  static const char* const kNames[] = {"float32 or int8", "bfloat16 or int8", "float16 or int8"};
+  static const int64_t kShape[] = {kAny, 2, kAny, kAny, kAny};
+  Tensor cache;
+  if (!read(object, "cache", cache, kNames[dtype], [&](int code) { return code == dtype || code == kInt8; }) ||
+      !expect_shape(object, "cache", 5, kShape, cache))
+    return false;
+  const bool int8 = cache.dtype == kInt8;
+  to = {cache.data, int8, cache.shape[0], cache.shape[2], cache.shape[3], cache.shape[4] - (int8 ? kScaleBytes : 0)};
+  const long row = to.kv_heads * to.head_size;
   if (row > 0 && (grouped ? features % row == 0 : features == row)) return true;
-  PyErr_Format(PyExc_ValueError, "%s has %ld features; the cache has %ld heads of %ld.", name, features, kv_heads,
-               size);
+  PyErr_Format(PyExc_ValueError, "%s has %ld features; the cache has %ld heads of %ld.", name, features, to.kv_heads,
+               to.head_size);
   return false;
 }
 
 // write_kv(key, value, cache, slots)
 PyObject* write_kv(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
-  Tensor key, value, cache, slots;
+  Tensor key, value, slots;
+  Cache cache;
   if (!expect(count, 4) || !read_activation(objects[0], "key", key, 2) ||
       !read_like(objects[1], "value", key, value) ||
       !read_cache(objects[2], key.dtype, "key", key.shape[1], false, cache) ||
       !read_as(objects[3], "slots", kInt64, {key.shape[0]}, slots))
     return nullptr;
-  const WriteCall call = {key.data, value.data, cache.data, key.dtype, key.shape[0], cache.shape[2],
-                          cache.shape[4], cache.shape[0], cache.shape[3], static_cast<const int64_t*>(slots.data)};
+  const WriteCall call = {key.data,         value.data,   cache.data,       key.dtype,
+                          cache.int8,       key.shape[0], cache.kv_heads,   cache.head_size,
+                          cache.blocks,     cache.block_size, static_cast<const int64_t*>(slots.data)};
   const char* message;
   Py_BEGIN_ALLOW_THREADS message = functions(self).write_kv(call);
   Py_END_ALLOW_THREADS return result(message);
@@ -243,7 +260,8 @@ PyObject* write_kv(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
 
 // attention(query, cache, query_start, seq_lens, block_tables, scale, soft_cap or 0, window or 0, causal) -> tensor
 PyObject* attention(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
-  Tensor query, cache, starts, lengths, tables;
+  Tensor query, starts, lengths, tables;
+  Cache cache;
   AttentionCall call;
   if (!expect(count, 9) || !read_activation(objects[0], "query", query, 2) ||
       !read_cache(objects[1], query.dtype, "query", query.shape[1], true, cache) ||
@@ -255,8 +273,8 @@ PyObject* attention(PyObject* self, PyObject* const* objects, Py_ssize_t count) 
   unpack(objects[7], call.window), unpack(objects[8], call.causal);
   PyObject* tensor = PyErr_Occurred() ? nullptr : make_like(query, &call.out);
   call.query = query.data, call.cache = cache.data, call.dtype = query.dtype, call.tokens = query.shape[0];
-  call.num_blocks = cache.shape[0], call.kv_heads = cache.shape[2], call.block_size = cache.shape[3];
-  call.head_size = cache.shape[4], call.heads = query.shape[1] / call.head_size;
+  call.int8_cache = cache.int8, call.num_blocks = cache.blocks, call.kv_heads = cache.kv_heads;
+  call.block_size = cache.block_size, call.head_size = cache.head_size, call.heads = query.shape[1] / call.head_size;
   call.query_start = static_cast<const int32_t*>(starts.data);
   call.seq_lens = static_cast<const int32_t*>(lengths.data);
   call.block_tables = static_cast<const int32_t*>(tables.data);

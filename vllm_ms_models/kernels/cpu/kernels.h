@@ -13,6 +13,7 @@ inline long dtype_size(int dtype) {
   return kSizes[dtype];
 }
 
+constexpr long kScaleBytes = 4;  // beside each row of a cache of int8
 constexpr int kMaxParts = 64;
 
 enum class Gate : int { kNone = -1, kSilu = 0, kGeluErf = 1, kGeluTanh = 2 };
@@ -80,8 +81,9 @@ struct LinearCall {
 struct AttentionCall {
   void* out;          // [tokens, heads, head_size]
   const void* query;  // [tokens, heads, head_size]
-  const void* cache;  // [num_blocks, 2, kv_heads, block_size, head_size]
+  const void* cache;  // [num_blocks, 2, kv_heads, block_size, head_size], as kv_cache.cpp lays it out
   int dtype;
+  bool int8_cache;  // rounded to int8, with scales; else the cache is of dtype, too
   long tokens, heads, kv_heads, head_size, num_blocks, block_size;
   const int32_t* query_start;   // [sequences + 1]
   const int32_t* seq_lens;      // [sequences]
@@ -108,6 +110,7 @@ struct WriteCall {
   const void* value;
   void* cache;
   int dtype;
+  bool int8_cache;
   long tokens, kv_heads, head_size, num_blocks, block_size;
   const int64_t* slots;
 };

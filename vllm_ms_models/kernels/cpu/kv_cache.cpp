@@ -7,6 +7,8 @@
 //     float32, float16     [block_size / 16][head_size][16]              [block_size][head_size]
 //     bfloat16             [block_size / 16] of [head_size / 2][16][2]   [block_size / 2][head_size][2]
 //                          and, if head_size is odd, [16]
+//     int8                 [block_size / 16][head_size][16]              [ceil(head_size / 16)][block_size][16 or less]
+//                          and [block_size] float32 scales               and [block_size] float32 scales
 //
 // Keys are panels of 16 positions, one step along the head's features being contiguous: the layout of a linear layer's
 // weight, so scores are the micro-kernel of tile.h on the cache itself. Values are already panels of features along the
@@ -16,6 +18,12 @@
 // A bfloat16 key of an odd head size has no partner for its last feature: the 16 of a panel follow the pairs, in the
 // same number of bytes. Attention pads such panels on its way (attention_tile.h).
 //
+// Numbers of int8. A key or a value is the integers of one token and head times their scale (`Kernels.write_kv` in
+// interface.py): 68 bytes instead of 128 for a head of 64 in bf16. Any two steps of a panel, features of keys or positions
+// of values, are 32 bytes in a row, which become pairs of bf16, exactly (ByteDots in tile_integers.h); therefore values
+// are in panels of features, each through the whole block, so that a block is multiplied in one piece. Scales are
+// multiplied into scores and probabilities, 16 positions at a time, and so lie by themselves, in their block.
+//
 // Speed. Of a whole panel of new positions (consecutive slots from a multiple of 16, i.e. prefill) keys are transposed
 // VW x VW in registers and pairs of values interleaved, a few cycles for 64 bytes, so that memory is the limit. Other
 // tokens, such as one each of many sequences, are scattered value by value: about 100 stores to 36 cache lines for a
@@ -24,6 +32,8 @@
 // is wider than what its thread owns.
 
 #include "kv_cache.h"
+
+#include "rounding.h"
 
 namespace vllm_ms {
 namespace ISA_NS {
@@ -63,6 +73,10 @@ INLINE void store_keys(F16* to, const vi* rows) {
     store_raw(to + 2 * i * kGroup, __builtin_convertvector((vu)rows[i] & 0xffff, vh));
     store_raw(to + (2 * i + 1) * kGroup, __builtin_convertvector((vu)rows[i] >> 16, vh));
   }
+}
+INLINE void store_keys(int8_t* to, const vi* rows) {
+  UNROLL for (int i = 0; i < 4 * VW; ++i)
+    store_raw(to + i * kGroup, to_int8((vi)((vu)rows[i / 4] >> (i % 4 * 8))));
 }
 template <class T>
 INLINE T* lane_of(T* group, long lane) {
@@ -105,10 +119,55 @@ static void write_values(const Bf16* values, long stride, Bf16* group, long head
   }
 }
 
-// Requests the cache lines that one position of a group touches.
+// `count` rows of one head, `stride` apart, to int8; integers go to `to`, `room` bytes each, and scales to `scales`.
 template <class T>
-static void request_position(const CacheLayout& layout, const char* group, long lane) {
-    const long width = sizeof(T);
+static void round_rows(const T* x, long stride, long count, long head_size, int8_t* to, long room, char* scales) {
+  for (long i = 0; i < count; ++i, x += stride, to += room) {
+    const uint32_t bits = largest_bits(x, head_size);
+    RowScale by = {0.0f, __builtin_nanf("")};
+    if (bits < kInfinityBits) by = row_scale(bits);
+    memcpy(scales + i * kScaleBytes, &by.scale, sizeof(by.scale));
+    if (bits >= kInfinityBits) memset(to, 0, size_t(head_size));
+    else
+      for (long d = 0; d < head_size; d += VW)
+        store_raw(to + d, to_int8(to_integers(load_padded(x, d, head_size) * by.factor)));
+  }
+}
+
+// Keys and values of one head, of one token or (`whole`) of a group of them, to a cache of int8. `rows` has room for
+// kGroup rounded rows.
+template <class T>
+static void write_rounded(const T* key, const T* value, long stride, bool whole, const Piece& piece, long lane,
+                          int8_t* rows, long room) {
+  const long size = piece.layout.head_size, count = whole ? kGroup : 1;
+  int8_t* keys = reinterpret_cast<int8_t*>(piece.keys());
+  round_rows(key, stride, count, size, rows, room, piece.key_scales() + lane * kScaleBytes);
+  if (whole) write_keys(rows, room, keys, size);
+  else write_key(rows, keys, lane, size);
+  round_rows(value, stride, count, size, rows, room, piece.value_scales() + lane * kScaleBytes);
+  for (long p = 0; p * 16 < size; ++p) {
+    const long width = min(16, size - p * 16);
+    char* to = piece.values(p) + lane * width;
+    for (long i = 0; i < count; ++i)
+      if (width == 16) memcpy(to + i * 16, rows + i * room + p * 16, 16);
+      else memcpy(to + i * width, rows + i * room + p * 16, size_t(width));
+  }
+}
+
+// Requests the cache lines of a group that one of its positions, at `slot`, touches.
+template <class S>
+static void request_position(const CacheLayout& layout, const char* group, long slot) {
+  const long lane = slot % kGroup;
+  if constexpr (kIntegers<S>) {
+    const long offset = slot % layout.block_size / kGroup * kGroup;
+    const Piece piece = {layout, const_cast<char*>(group) - offset * layout.head_size, offset};
+    for (long at = 0; at < layout.group; at += 64) __builtin_prefetch(group + at, 1);
+    for (long p = 0; p * 16 < layout.head_size; ++p) __builtin_prefetch(piece.values(p) + lane * 16, 1);
+    __builtin_prefetch(piece.key_scales() + lane * kScaleBytes, 1);
+    __builtin_prefetch(piece.value_scales() + lane * kScaleBytes, 1);
+    return;
+  }
+  const long width = sizeof(S);
   for (long at = lane * width; at < layout.group; at += 64) __builtin_prefetch(group + at, 1);
   const long row = layout.head_size * width * 2;  // values: a pair of positions
   const char* values = group + layout.half + lane / 2 * row;
@@ -124,10 +183,13 @@ INLINE bool fills_group(const int64_t* slots, long token, long left) {
   return true;
 }
 
-template <class T>
-static void write_tokens(const WriteCall& call, long begin, long end) {
-  const CacheLayout layout = layout_of(call.block_size, call.head_size, call.kv_heads, sizeof(T));
-  const long size = call.head_size, stride = call.kv_heads * size;
+// False: out of memory.
+template <class T, class S>
+static bool write_tokens(const WriteCall& call, long begin, long end) {
+  const CacheLayout layout = layout_of<S>(call.block_size, call.head_size, call.kv_heads);
+  const long size = call.head_size, stride = call.kv_heads * size, room = ceil_div(size, 64) * 64;
+  int8_t* rows = nullptr;  // of a group, rounded
+  if (kIntegers<S> && !(rows = static_cast<int8_t*>(scratch(Slot::kActivations, size_t(kGroup * room))))) return false;
   for (long token = begin, count; token < end; token += count) {
     count = 1;
     const long slot = call.slots[token];
@@ -142,10 +204,15 @@ static void write_tokens(const WriteCall& call, long begin, long end) {
     char* at = group_of(slot);
     if (!whole && token + 1 < end && call.slots[token + 1] >= 0)
       for (long h = 0, next = call.slots[token + 1]; h < call.kv_heads; ++h)
-        request_position<T>(layout, group_of(next) + h * layout.head, next % kGroup);
+        request_position<S>(layout, group_of(next) + h * layout.head, next);
     const T* key = static_cast<const T*>(call.key) + token * stride;
     const T* value = static_cast<const T*>(call.value) + token * stride;
     for (long h = 0; h < call.kv_heads; ++h, at += layout.head, key += size, value += size) {
+      if constexpr (kIntegers<S>) {
+        const long first = offset / kGroup * kGroup;
+        write_rounded(key, value, stride, whole, Piece{layout, at - first * size, first}, offset % kGroup, rows, room);
+        continue;
+      }
       T *keys = reinterpret_cast<T*>(at), *values = reinterpret_cast<T*>(at + layout.half);
       if (whole) {
         write_keys(key, stride, keys, size);
@@ -156,6 +223,12 @@ static void write_tokens(const WriteCall& call, long begin, long end) {
       }
     }
   }
+  return true;
+}
+
+template <class T>
+static bool write_tokens(const WriteCall& call, long begin, long end) {
+  return call.int8_cache ? write_tokens<T, int8_t>(call, begin, end) : write_tokens<T, T>(call, begin, end);
 }
 
 }  // namespace
@@ -170,13 +243,15 @@ const char* write_kv(const WriteCall& call) {
                   token, slots);
   const long bytes = call.kv_heads * call.head_size * dtype_size(call.dtype) * 4;
   // Ranges of whole groups of tokens: the slots of a prefill that starts with a block then come in whole groups, too.
+  bool failed = false;
   parallel_ranges(ceil_div(call.tokens, kGroup), bytes * kGroup, [&](long begin, long end) {
     begin *= kGroup, end = min(end * kGroup, call.tokens);
-    if (call.dtype == kFloat32) write_tokens<float>(call, begin, end);
-    else if (call.dtype == kBfloat16) write_tokens<Bf16>(call, begin, end);
-    else write_tokens<F16>(call, begin, end);
+    const bool done = call.dtype == kFloat32    ? write_tokens<float>(call, begin, end)
+                      : call.dtype == kBfloat16 ? write_tokens<Bf16>(call, begin, end)
+                                                : write_tokens<F16>(call, begin, end);
+    if (!done) __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
   });
-  return nullptr;
+  return failed ? fail("write_kv: out of memory for rounded rows.") : nullptr;
 }
 
 }  // namespace ISA_NS

@@ -1,15 +1,15 @@
 // Rounding rows of activations to int8, and what the products need to know of them besides. Part of gemm_integers.cpp.
 //
-// Two passes over a row, which is in L1 or L2 after the first: the largest magnitude (as bits: of positive floats these
-// are in the same order, infinity and NaN above all others), then 16 values at a time scaled, rounded, narrowed, summed.
-// Each float32 operation is rounded by itself, so that any back end gets the same integers. Rows are spread over the
-// threads; 1024 rows of 896 bf16 take 2% of the time of the product with 1152 outputs.
+// Two passes over a row, which is in L1 or L2 after the first: the largest magnitude (rounding.h), then 16 values at a
+// time scaled, rounded, narrowed, summed. Rows are spread over the threads; 1024 rows of 896 bf16 take 2% of the time of
+// the product with 1152 outputs.
 //
 // Integers are stored as the micro-kernel multiplies them: bytes for vpdpbusd; for pmaddwd int16 in the order k, k + 2,
 // k + 1, k + 3 (tile_integers.h).
 #pragma once
 
 #include "kernels.h"
+#include "rounding.h"
 #include "tile_integers.h"
 
 namespace vllm_ms {
@@ -38,23 +38,6 @@ struct Rounded {
   int32_t total;
 };
 
-template <class T>
-INLINE vf load_padded(const T* x, long i, long count) {
-  return i + VW <= count ? load(x + i) : load_some(x + i, count - i);
-}
-
-template <class T>
-static uint32_t largest_bits(const T* x, long count) {
-  vi most = {};
-  for (long i = 0; i < count; i += VW) {
-    const vi bits = (vi)magnitude(load_padded(x, i, count));
-    most = bits > most ? bits : most;
-  }
-  int32_t result = 0;
-  for (int i = 0; i < VW; ++i) result = most[i] > result ? most[i] : result;
-  return uint32_t(result);
-}
-
 // `x` times `factor`, rounded; with an offset also clipped to int8.
 template <bool kOffset, class T>
 static int32_t round_row(const T* x, long count, float factor, int offset, char* to) {
@@ -80,7 +63,7 @@ template <class T>
 static Rounded quantize_row(const T* x, const Packed& weight, int part, char* to) {
   const long count = weight.in_features;
   const uint32_t bits = largest_bits(x, count);
-  if (bits >= 0x7f800000u) {
+  if (bits >= kInfinityBits) {
     memset(to, 0, size_t(rounded_stride(count)));
     return {__builtin_nanf(""), 0};
   }
@@ -88,8 +71,8 @@ static Rounded quantize_row(const T* x, const Packed& weight, int part, char* to
     const float factor = 1.0f / weight.input_scale[part];
     return {1.0f, round_row<true>(x, count, factor, weight.input_offset[part], to)};
   }
-  const float largest = load_raw<float>(&bits), factor = 127.0f / largest;
-  return {largest / 127.0f, round_row<false>(x, count, factor <= 3.4028235e38f ? factor : 0.0f, 0, to)};
+  const RowScale by = row_scale(bits);
+  return {by.scale, round_row<false>(x, count, by.factor, 0, to)};
 }
 
 // `rows` rows from `x`; scales and totals go to arrays.

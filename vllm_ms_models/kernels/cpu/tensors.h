@@ -106,10 +106,8 @@ bool read_activation(PyObject* object, const char* name, Tensor& to, int dimensi
 
 constexpr int64_t kAny = -1;
 
-// A tensor of one dtype and shape, in which -1 stands for any size.
-bool read_as(PyObject* object, const char* name, int dtype, int dimensions, const int64_t* shape, Tensor& to) {
-  static const char* const kNames[] = {"float32", "bfloat16", "float16", "int32", "int64", "int8"};
-  if (!read(object, name, to, kNames[dtype], [&](int code) { return code == dtype; })) return false;
+// Whether a tensor that was read has a shape, in which -1 stands for any size.
+bool expect_shape(PyObject* object, const char* name, int dimensions, const int64_t* shape, const Tensor& to) {
   bool same = to.dimensions == dimensions;
   for (int i = 0; same && i < dimensions; ++i) same = shape[i] == kAny || shape[i] == to.shape[i];
   if (same) return true;
@@ -120,6 +118,13 @@ bool read_as(PyObject* object, const char* name, int dtype, int dimensions, cons
   Py_XDECREF(wanted);
   Py_XDECREF(found);
   return false;
+}
+
+// A tensor of one dtype and such a shape.
+bool read_as(PyObject* object, const char* name, int dtype, int dimensions, const int64_t* shape, Tensor& to) {
+  static const char* const kNames[] = {"float32", "bfloat16", "float16", "int32", "int64", "int8"};
+  return read(object, name, to, kNames[dtype], [&](int code) { return code == dtype; }) &&
+         expect_shape(object, name, dimensions, shape, to);
 }
 
 bool read_as(PyObject* object, const char* name, int dtype, std::initializer_list<int64_t> shape, Tensor& to) {

@@ -1,4 +1,5 @@
-// The micro-kernel's W's for weights of small integers (tile.h, gemm_integers.cpp):
+// The micro-kernel's W's for weights of small integers (tile.h, gemm_integers.cpp); Bytes and ByteDots also for the
+// cache of int8 (attention_tile.h):
 //
 //   W            a step of a panel                     activation            multiply-add
 //   IntegerDots  16 x 4 bytes (k ... k+3), + 128       4 signed bytes        vpdpbusd (AVX-512 VNNI only)
