@@ -41,11 +41,11 @@ class _Buffer:
         }
 
 
-def _memory(tensor: Tensor) -> np.ndarray:
-    """The memory of a contiguous CPU tensor as a writable array."""
-    dtype = np.dtype(np.int8) if tensor.dtype == ms.int8 else _NUMPY.get(tensor.dtype)
+def _memory(tensor: Tensor, or_int8: bool = False) -> np.ndarray:
+    """The memory of a contiguous CPU tensor of floats (caches: or int8) as a writable array."""
+    dtype = np.dtype(np.int8) if or_int8 and tensor.dtype == ms.int8 else _NUMPY.get(tensor.dtype)
     if dtype is None:
-        raise ValueError(f"expected a float32, float16, bfloat16 or int8 tensor, got {tensor.dtype}")
+        raise ValueError(f"expected a float32, float16 or bfloat16 tensor, got {tensor.dtype}")
     if not tensor.is_contiguous():
         raise ValueError(f"expected a contiguous tensor, got strides {tensor.stride()} for shape {tensor.shape}")
     if 0 in tensor.shape:
@@ -289,7 +289,7 @@ class ReferenceKernels(Kernels):
         tokens = np.flatnonzero(all_slots >= 0)
         block, offset = np.divmod(all_slots[tokens], block_size)
         _require(bool((block < blocks).all()), f"a slot lies beyond the last of {blocks} blocks of {block_size}")
-        memory = _memory(cache)
+        memory = _memory(cache, or_int8=True)
         for index, x in enumerate((key, value)):
             if cache.dtype == ms.int8:
                 rows = reference_cache.rounded_rows(_float32(x), heads)
@@ -341,7 +341,7 @@ class ReferenceKernels(Kernels):
         """
         _, _, heads, block_size, head_size = cache.shape
         first = start // block_size
-        pages = _memory(cache)[table[first : -(-stop // block_size)]]
+        pages = _memory(cache, or_int8=True)[table[first : -(-stop // block_size)]]
         rows = pages.transpose(1, 2, 0, 3, 4).reshape(2, heads, -1, head_size)
         rows = rows[:, :, start - first * block_size : stop - first * block_size]
         if cache.dtype == ms.int8:
