@@ -17,6 +17,7 @@ BUILT_IN = {
     "LlamaForCausalLM": "vllm_ms_models.llama.model",
     "MistralForCausalLM": "vllm_ms_models.llama.model",
     "Qwen2ForCausalLM": "vllm_ms_models.qwen2.model",
+    "Qwen3ForCausalLM": "vllm_ms_models.qwen3.model",
 }
 
 _classes: dict[str, type] = {}
