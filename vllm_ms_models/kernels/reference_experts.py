@@ -53,8 +53,8 @@ def multiply(
     ids: Tensor,
     shares: Tensor,
     activation: str,
-    addend: Tensor | None,
-    first_expert: int,
+    addend: Tensor | None = None,
+    first_expert: int = 0,
 ) -> Tensor:
     """As `Kernels.experts`, in float32; `kernels` multiply."""
     if len(gate_up) != len(down) or ids.shape != shares.shape or ids.shape[:1] != x.shape[:1]:
