@@ -253,6 +253,7 @@ CASES = {
             "rope_parameters": rope("default", rope_theta=1e6),
         },
         without={"layer_types": ["full_attention"] * 4},
+        seed=4,
     ),
     # --- Mixtures of experts ---
     "qwen3_moe 8 of 16 experts": qwen3_moe(
@@ -269,7 +270,6 @@ CASES = {
             "moe_intermediate_size": 33,
         },
         without={"norm_topk_prob": True},
-        seed=1,
     ),
     "qwen3_moe every second layer but one, window, gelu": qwen3_moe(
         {
@@ -284,12 +284,13 @@ CASES = {
             "hidden_act": "gelu",
         },
         without={"num_experts_per_tok": 3},
+        seed=1,
     ),
     "mixtral 2 of 8": mixtral({}, without={"num_experts_per_tok": 1}),
     "mixtral 1 of 3, window, head size 20": mixtral(
         {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 24, "head_dim": 20},
         without={"sliding_window": None},
-        seed=1,
+        seed=3,
     ),
     "mixtral 4 of 6, sharded, odd sizes": mixtral(
         {
@@ -375,7 +376,7 @@ def test_cases_can_see_their_feature(name: str) -> None:
     case = CASES[name]
     prompt = random_prompts([150], case.vocab_size)[0]
     model = torch_reference.load(case.folder)
-    other = type(model).from_pretrained(case.folder, **case.without).eval()
+    other = type(model).from_pretrained(case.folder, experts_implementation="eager", **case.without).eval()
     difference = (torch_reference.logits(model, prompt) - torch_reference.logits(other, prompt)).abs().max().item()
     assert difference > 1000 * LOGPROB_TOLERANCE
 

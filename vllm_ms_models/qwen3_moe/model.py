@@ -53,7 +53,9 @@ class Qwen3MoeDecoderLayer(Layer):
         self.self_attn = Qwen3MoeAttention(config, rotary, context, f"{prefix}.self_attn")
         self.post_attention_layernorm = AddRMSNorm(f"{prefix}.post_attention_layernorm", hidden, eps)
         if layer in config.mlp_only_layers or (layer + 1) % config.decoder_sparse_step:
-            self.mlp: GatedMLP | MoE = GatedMLP(f"{prefix}.mlp", hidden, config.intermediate_size, config.hidden_act, context)
+            self.mlp: GatedMLP | MoE = GatedMLP(
+                f"{prefix}.mlp", hidden, config.intermediate_size, config.hidden_act, context
+            )
         else:
             routing = softmax_top_k(config.num_experts_per_tok, config.norm_topk_prob)
             size, experts = config.moe_intermediate_size, config.num_experts
