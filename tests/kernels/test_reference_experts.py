@@ -24,7 +24,7 @@ from tests.kernels.references import UNIT, dtypes, examples, make_weight, normal
 from vllm_ms_models.kernels import Integers, Kernels, Routing
 from vllm_ms_models.kernels.reference import ReferenceKernels
 
-KINDS = [None, *(Integers(8, 0, kind) for kind in ("dynamic", "static", "float")), Integers(4, 32, "float")]
+WEIGHTS = [None, *(Integers(8, 0, kind) for kind in ("dynamic", "static", "float")), Integers(4, 32, "float")]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_choices_that_cannot_be_are_refused(kernels: Kernels) -> None:
             kernels.choose_experts(logits, routing)
     for options in ({"top_k": 0}, {"groups": 2, "top_groups": 3}, {"scoring": "tanh"}, {"group_rank": "mean"}):
         with pytest.raises(ValueError):
-            Routing(**({"top_k": 1} | options))  # type: ignore[arg-type]
+            Routing(**({"top_k": 1} | options))
     with pytest.raises(ValueError):
         kernels.choose_experts(logits, Routing(2), Tensor(np.zeros(7, np.float32)))
     with pytest.raises(ValueError):
@@ -185,7 +185,7 @@ def test_experts_in_float32(
     ref.assert_close(got, (want, error), ms.float32)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("kind", WEIGHTS, ids=str)
 @examples
 @given(
     seed=seeds,
@@ -253,4 +253,4 @@ def test_experts_that_do_not_fit_are_refused(kernels: Kernels) -> None:
         (x, gate_up, down, ids, shares, "silu", x[:2].contiguous()),
     ):
         with pytest.raises(ValueError):
-            kernels.experts(*arguments)  # type: ignore[arg-type]
+            kernels.experts(*arguments)

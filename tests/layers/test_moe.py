@@ -1,5 +1,8 @@
 """Mixture of experts against torch's arithmetic in float64: the names, the shares, shared experts, ranks."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,6 +16,7 @@ from tests.layer_testing import (
     on_ranks,
 )
 from vllm_ms_models.distributed.group import Group
+from vllm_ms_models.kernels import Routing
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.moe import ExpertNames, MoE, group_limited, noaux_tc, softmax_top_k
 from vllm_ms_models.quantization.base import Float, LinearScheme, Part, Quantization
@@ -65,10 +69,10 @@ def expected(x: torch.Tensor, tensors: Tensors, scoring: str, top_k: int, scale:
     return result
 
 
-CASES = {
-    "softmax": (softmax_top_k(3, False), "softmax", 3, 1.0, False, {}, {}),
-    "softmax, made to sum to 1": (softmax_top_k(2, True), "softmax", 2, 1.0, True, {"names": MIXTRAL}, {}),
-    "with shared experts": (group_limited(3, 1, 1, 2.5), "softmax", 3, 2.5, False, {"shared_size": SHARED}, {}),
+CASES: dict[str, tuple[Routing, str, int, float, bool, dict[str, Any]]] = {
+    "softmax": (softmax_top_k(3, False), "softmax", 3, 1.0, False, {}),
+    "softmax, made to sum to 1": (softmax_top_k(2, True), "softmax", 2, 1.0, True, {"names": MIXTRAL}),
+    "with shared experts": (group_limited(3, 1, 1, 2.5), "softmax", 3, 2.5, False, {"shared_size": SHARED}),
     "with a bias": (
         noaux_tc(4, 1, 1, 2.5, True),
         "sigmoid",
@@ -76,14 +80,13 @@ CASES = {
         2.5,
         True,
         {"shared_size": SHARED, "correction_bias": True},
-        {},
     ),
 }
 
 
-def made(case: str, context: ModelContext, **options: object) -> MoE:
+def made(case: str, context: ModelContext, **options: Any) -> MoE:
     routing, given = CASES[case][0], CASES[case][5]
-    return MoE("moe", HIDDEN, SIZE, EXPERTS, routing, "silu", context, **(given | options))  # type: ignore[arg-type]
+    return MoE("moe", HIDDEN, SIZE, EXPERTS, routing, "silu", context, **(given | options))
 
 
 def checkpoint(case: str) -> Tensors:
@@ -150,8 +153,8 @@ class Strange(Float):
 
 
 class StrangeQuantization(Quantization):
-    def linear(self, parts: list[Part], bias: bool, dtype: object) -> LinearScheme:  # type: ignore[override]
-        return Strange(parts, bias, dtype)  # type: ignore[arg-type]
+    def linear(self, parts: Sequence[Part], bias: bool, dtype: Any) -> LinearScheme:
+        return Strange(parts, bias, dtype)
 
 
 def test_schemes_that_do_more_are_refused() -> None:

@@ -19,7 +19,7 @@ from vllm_ms_models.registry import register_model
 
 
 class Qwen3MoeAttention(Layer):
-    """Self-attention; `window` is the same for all layers. A norm of each head's query and key, before they rotate, keeps their products small."""
+    """Self-attention; a norm of each head's query and key, before they rotate, keeps their products small."""
 
     def __init__(self, config: Any, rotary: RotaryEmbedding, context: ModelContext, prefix: str) -> None:
         super().__init__()
