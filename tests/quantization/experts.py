@@ -1,5 +1,7 @@
 """The experts of transformers' models as linears of their own, under the names that checkpoints have for them."""
 
+from typing import Any
+
 import torch
 
 
@@ -33,7 +35,7 @@ class Experts(torch.nn.ModuleList):
 def take_apart(model: torch.nn.Module) -> torch.nn.Module:
     """`model`, whose blocks of fused experts were replaced."""
     for module in model.modules():
-        fused = getattr(module, "experts", None)
+        fused: Any = getattr(module, "experts", None)
         if hasattr(fused, "gate_up_proj"):
             pairs = zip(fused.gate_up_proj.detach(), fused.down_proj.detach(), strict=True)
             module.experts = Experts([Expert(gate_up, down) for gate_up, down in pairs])

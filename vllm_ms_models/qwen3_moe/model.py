@@ -52,7 +52,8 @@ class Qwen3MoeDecoderLayer(Layer):
         self.input_layernorm = AddRMSNorm(f"{prefix}.input_layernorm", hidden, eps)
         self.self_attn = Qwen3MoeAttention(config, rotary, context, f"{prefix}.self_attn")
         self.post_attention_layernorm = AddRMSNorm(f"{prefix}.post_attention_layernorm", hidden, eps)
-        if layer in config.mlp_only_layers or (layer + 1) % config.decoder_sparse_step:
+        sparse = config.num_experts > 0 and (layer + 1) % config.decoder_sparse_step == 0
+        if layer in config.mlp_only_layers or not sparse:
             self.mlp: GatedMLP | MoE = GatedMLP(
                 f"{prefix}.mlp", hidden, config.intermediate_size, config.hidden_act, context
             )
