@@ -274,7 +274,8 @@ class Kernels(ABC):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """`x / sqrt(mean(x^2) + eps) * weight` over the last axis, computed in float32 and rounded once.
 
-        `x` is `[..., features]`, `weight` float32 `[features]`.
+        `x` is `[..., features]`, `weight` float32 `[features]`; or `[size]`, where features are heads of that size:
+        then each head is normalised by itself.
         """
 
     @abstractmethod

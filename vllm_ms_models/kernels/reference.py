@@ -215,12 +215,13 @@ class ReferenceKernels(Kernels):
     # --- elementwise -------------------------------------------------------------------------------------------
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        _require(x.shape[-1:] == weight.shape, f"expected [..., {weight.shape[0]}], got {x.shape}")
+        size = weight.shape[0]
+        _require(x.ndim > 0 and x.shape[-1] % size == 0, f"expected [..., {size}] or a multiple, got {x.shape}")
         if 0 in x.shape:
             return mint.empty(x.shape, dtype=x.dtype)
-        wide = _float32(x)
+        wide = _float32(x).reshape(-1, size)
         mean = ops.mean(ops.square(wide), -1, True)
-        return _cast(wide * ops.rsqrt(mean + eps) * weight, x.dtype)
+        return _cast((wide * ops.rsqrt(mean + eps) * weight).reshape(x.shape), x.dtype)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         _require(x.shape == residual.shape, f"x is {x.shape}, the residual {residual.shape}")

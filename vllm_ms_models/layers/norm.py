@@ -11,7 +11,7 @@ from vllm_ms_models.layers.layer import Layer
 
 
 class RMSNorm(Layer):
-    """Normalises the last axis, of `size` features."""
+    """Normalises the last axis, of `size` features; or, of a multiple of them, each head of `size` by itself."""
 
     def __init__(self, name: str, size: int, eps: float) -> None:
         super().__init__()
@@ -40,12 +40,3 @@ class AddRMSNorm(RMSNorm):
         if residual is None:
             return self.kernels.rms_norm(x, self.weight, self.eps), x
         return self.kernels.add_rms_norm(x, residual, self.weight, self.eps)
-
-
-class HeadRMSNorm(RMSNorm):
-    """Normalises each head, of `size` features: `[tokens, heads * size]` -> the same."""
-
-    def construct(self, x: Tensor) -> Tensor:
-        tokens, features = x.shape
-        heads = x.view(tokens, features // self.weight.shape[0], self.weight.shape[0])
-        return self.kernels.rms_norm(heads, self.weight, self.eps).view(tokens, features)

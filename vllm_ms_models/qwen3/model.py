@@ -12,7 +12,7 @@ from vllm_ms_models.layers.embedding import VocabParallelEmbedding
 from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.linear import QKVParallelLinear, RowParallelLinear
 from vllm_ms_models.layers.mlp import GatedMLP
-from vllm_ms_models.layers.norm import AddRMSNorm, HeadRMSNorm
+from vllm_ms_models.layers.norm import AddRMSNorm, RMSNorm
 from vllm_ms_models.layers.rotary import RotaryEmbedding
 from vllm_ms_models.registry import register_model
 
@@ -26,8 +26,8 @@ class Qwen3Attention(Layer):
         names = [f"{prefix}.{name}" for name in ("q_proj", "k_proj", "v_proj")]
         kv_heads, bias = config.num_key_value_heads, config.attention_bias
         self.qkv_proj = QKVParallelLinear(names, hidden, heads, kv_heads, head_size, context, bias)
-        self.q_norm = HeadRMSNorm(f"{prefix}.q_norm", head_size, config.rms_norm_eps)
-        self.k_norm = HeadRMSNorm(f"{prefix}.k_norm", head_size, config.rms_norm_eps)
+        self.q_norm = RMSNorm(f"{prefix}.q_norm", head_size, config.rms_norm_eps)
+        self.k_norm = RMSNorm(f"{prefix}.k_norm", head_size, config.rms_norm_eps)
         self.o_proj = RowParallelLinear(f"{prefix}.o_proj", heads * head_size, hidden, context, bias)
         self.rotary = rotary
         window = config.sliding_window if config.layer_types[layer] == "sliding_attention" else None
