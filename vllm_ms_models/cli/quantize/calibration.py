@@ -158,8 +158,8 @@ def blueprint(source: Source, max_model_len: int) -> Blueprint:
     cells = [cell for _, cell in model.cells_and_names()]
     if any(isinstance(cell, MoE) for cell in cells):
         raise ValueError(
-            f"{source.architecture} is a mixture of experts, which vllm-ms quantize cannot quantize yet; serve it as it "
-            "is, or a quantized checkpoint of it."
+            f"{source.architecture} is a mixture of experts, which vllm-ms quantize cannot quantize yet; serve it as "
+            "it is, or a quantized checkpoint of it."
         )
     heads = [cell.scheme.parts[0].name for cell in cells if isinstance(cell, ParallelLMHead) and cell.scheme]
     embeddings = [cell.name for cell in cells if isinstance(cell, VocabParallelEmbedding)]
