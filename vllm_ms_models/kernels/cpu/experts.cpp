@@ -1,7 +1,7 @@
 // Mixture of experts: the gated products of each expert's rows, and their weighted sum.
 //
 // Rows are sorted by expert (a counting sort), so that each expert's weights are read once, and those that nobody chose
-// not at all. An expert's rows are gathered, multiplied by the ordinary linear layers (gemm.cpp, gemm_integers.cpp: every
+// not at all. An expert's rows are gathered, multiplied by the ordinary linear layers (gemm.cpp, gemm_integers.cpp: any
 // kind of weight works, and all threads share each product), and added to float32 sums, which are rounded once at the
 // end.
 //
@@ -103,7 +103,8 @@ static const void* gather(const ExpertsCall& call, const int32_t* choices, long 
   const char* x = static_cast<const char*>(call.x);
   if (count == 1) return x + size_t(choices[0] / call.top_k) * bytes;
   parallel_ranges(count, long(bytes) * 2, [&](long begin, long end) {
-    for (long i = begin; i < end; ++i) memcpy(to + size_t(i) * bytes, x + size_t(choices[i] / call.top_k) * bytes, bytes);
+    for (long i = begin; i < end; ++i)
+      memcpy(to + size_t(i) * bytes, x + size_t(choices[i] / call.top_k) * bytes, bytes);
   });
   return to;
 }
