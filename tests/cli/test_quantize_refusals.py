@@ -139,6 +139,12 @@ def test_a_config_that_does_not_fit(
     assert part in refusal(capsys, other, tmp_path / "out", "--scheme", "w8a8-dynamic")
 
 
+def test_mixtures_of_experts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = checkpoints.checkpoint("mixtral", num_local_experts=4)
+    error = refusal(capsys, source, tmp_path / "out", "--scheme", "w8a8-dynamic")
+    assert "MixtralForCausalLM is a mixture of experts, which vllm-ms quantize cannot quantize yet" in error
+
+
 def test_weights_that_are_no_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What was written until then is removed."""
     model = checkpoints.random_model("llama", **SIZES)

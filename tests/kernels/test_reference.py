@@ -196,15 +196,21 @@ def test_embedding(
     shape=st.tuples(ref.token_counts, widths),
     scale=ref.scales,
     heads=st.sampled_from((None, 3)),
+    flat=st.booleans(),
 )
 def test_rms_norm(
-    kernels: Kernels, seed: int, dtype: Any, shape: tuple[int, int], scale: float, heads: int | None
+    kernels: Kernels, seed: int, dtype: Any, shape: tuple[int, int], scale: float, heads: int | None, flat: bool
 ) -> None:
+    """`flat`: heads side by side are told by the size of the weight."""
     rng = np.random.default_rng(seed)
     x = normal(rng, shape if heads is None else (shape[0], heads, shape[1]), dtype, scale)
     weight = normal(rng, shape[1:], ms.float32)
-    got = kernels.rms_norm(to_tensor(x, dtype), to_tensor(weight, ms.float32), 1e-6)
-    ref.assert_close(got, ref.rms_norm(x, weight, 1e-6), dtype)
+    given, want = x, ref.rms_norm(x, weight, 1e-6)
+    if flat:
+        features = x.shape[-1] * (heads or 1)
+        given, want = x.reshape(-1, features), (want[0].reshape(-1, features), want[1].reshape(-1, features))
+    got = kernels.rms_norm(to_tensor(given, dtype), to_tensor(weight, ms.float32), 1e-6)
+    ref.assert_close(got, want, dtype)
 
 
 @examples

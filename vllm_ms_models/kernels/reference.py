@@ -8,15 +8,15 @@ bfloat16 as other bits copies the whole tensor. Hence CPU only, with blocking la
 """
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mindspore as ms
 import ml_dtypes
 import numpy as np
 from mindspore import Tensor, mint, ops
 
-from vllm_ms_models.kernels import reference_cache, reference_integers
-from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
+from vllm_ms_models.kernels import reference_cache, reference_experts, reference_integers
+from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Routing, Weight
 
 _NUMPY = {
     ms.float32: np.dtype(np.float32),
@@ -204,15 +204,24 @@ class ReferenceKernels(Kernels):
             memory[known] = _memory(weight.data)[rows[known]]
         return result
 
+    # --- mixture of experts ------------------------------------------------------------------------------------
+
+    def choose_experts(self, logits: Tensor, routing: Routing, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return reference_experts.choose(logits, routing, bias)
+
+    def experts(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        return _cast(reference_experts.multiply(self, x, *arguments, **options), x.dtype)
+
     # --- elementwise -------------------------------------------------------------------------------------------
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        _require(x.shape[-1:] == weight.shape, f"expected [..., {weight.shape[0]}], got {x.shape}")
+        size = weight.shape[0]
+        _require(x.ndim > 0 and x.shape[-1] % size == 0, f"expected [..., {size}] or a multiple, got {x.shape}")
         if 0 in x.shape:
             return mint.empty(x.shape, dtype=x.dtype)
-        wide = _float32(x)
+        wide = _float32(x).reshape(-1, size)
         mean = ops.mean(ops.square(wide), -1, True)
-        return _cast(wide * ops.rsqrt(mean + eps) * weight, x.dtype)
+        return _cast((wide * ops.rsqrt(mean + eps) * weight).reshape(x.shape), x.dtype)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         _require(x.shape == residual.shape, f"x is {x.shape}, the residual {residual.shape}")

@@ -11,7 +11,7 @@ from vllm_ms_models.layers.layer import Layer
 
 
 class RMSNorm(Layer):
-    """Normalises the last axis, of `size` features."""
+    """Normalises the last axis, of `size` features; or, of a multiple of them, each head of `size` by itself."""
 
     def __init__(self, name: str, size: int, eps: float) -> None:
         super().__init__()

@@ -22,6 +22,7 @@ from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch, CacheView
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm_ms_models.layers.moe import MoE
 from vllm_ms_models.layers.norm import AddRMSNorm, RMSNorm
 from vllm_ms_models.quantization.base import Float, LinearScheme, Part, Quantization
 
@@ -144,7 +145,10 @@ class Blueprint:
 
 
 def blueprint(source: Source, max_model_len: int) -> Blueprint:
-    """Builds the model of `source` for sequences of so many tokens; a tied head gets a name of its own."""
+    """Builds the model of `source` for sequences of so many tokens; a tied head gets a name of its own.
+
+    ValueError for a mixture of experts, whose experts are not multiplied one by one.
+    """
     observer = Observer(source)
     config = source.hf_config()
     config.tie_word_embeddings = False
@@ -152,6 +156,11 @@ def blueprint(source: Source, max_model_len: int) -> Blueprint:
     model = registry.lookup(source.architecture)(config, context)
     model.set_train(False)
     cells = [cell for _, cell in model.cells_and_names()]
+    if any(isinstance(cell, MoE) for cell in cells):
+        raise ValueError(
+            f"{source.architecture} is a mixture of experts, which vllm-ms quantize cannot quantize yet; serve it as "
+            "it is, or a quantized checkpoint of it."
+        )
     heads = [cell.scheme.parts[0].name for cell in cells if isinstance(cell, ParallelLMHead) and cell.scheme]
     embeddings = [cell.name for cell in cells if isinstance(cell, VocabParallelEmbedding)]
     return Blueprint(model, observer, next(iter(heads), None), next(iter(embeddings), None))

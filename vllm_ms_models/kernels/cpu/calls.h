@@ -149,13 +149,19 @@ bool read_scale(PyObject* object, const Tensor& x, Tensor& to) {  // the weight 
 // rms_norm(x, weight, eps) -> tensor
 PyObject* rms_norm(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   Tensor x, weight;
-  if (!expect(count, 3) || !read_activation(objects[0], "x", x) || !read_scale(objects[1], x, weight)) return nullptr;
+  if (!expect(count, 3) || !read_activation(objects[0], "x", x) ||
+      !read_as(objects[1], "weight", kFloat32, {kAny}, weight))
+    return nullptr;
+  const long size = weight.shape[0], heads = size ? x.features() / size : 1;
+  if (x.features() != heads * size || !x.dimensions)
+    return PyErr_Format(PyExc_ValueError, "weight has %ld values, of which the %ld features of x are no multiple.", size,
+                        x.features());
   double eps = PyFloat_AsDouble(objects[2]);
   void* out = nullptr;
   PyObject* tensor = PyErr_Occurred() ? nullptr : make_like(x, &out);
   return fill(tensor, [&] {
-    return functions(self).rms_norm(x.data, static_cast<const float*>(weight.data), out, x.dtype, x.rows(),
-                                    x.features(), eps);
+    return functions(self).rms_norm(x.data, static_cast<const float*>(weight.data), out, x.dtype,
+                                    x.rows() * heads, size, eps);
   });
 }
 
