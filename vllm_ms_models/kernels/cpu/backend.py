@@ -15,7 +15,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore._c_expression import TensorPy  # the base class of Tensor, all in C
 
-from vllm_ms_models.kernels import integer_checks
+from vllm_ms_models.kernels import integer_checks, reference_latent
 from vllm_ms_models.kernels.cpu.loader import load
 from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
 
@@ -149,6 +149,9 @@ class CpuKernels(Kernels):
             raise ValueError(f"Activation {activation!r} is unknown; silu, gelu and gelu_tanh are supported.")
         return self._kernels.linear_gated(x, weight, bias, _GATES[activation])
 
+    def linear_heads(self, x: Tensor, weights: Sequence[Weight], passed: int = 0) -> Tensor:
+        return self._kernels.linear_heads(x, tuple(weights), passed)
+
     def embedding(self, ids: Tensor, weight: Weight, first_row: int = 0) -> Tensor:
         return self._kernels.embedding(ids, weight, first_row)
 
@@ -169,9 +172,16 @@ class CpuKernels(Kernels):
     # --- attention ---------------------------------------------------------------------------------------------
 
     def rotary(
-        self, query: Tensor, key: Tensor, positions: Tensor, cos_sin: Tensor, head_size: int, interleaved: bool
+        self,
+        query: Tensor,
+        key: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        head_size: int,
+        interleaved: bool,
+        offset: int = 0,
     ) -> None:
-        self._kernels.rotary(query, key, positions, cos_sin, head_size, interleaved)
+        self._kernels.rotary(query, key, positions, cos_sin, head_size, interleaved, offset)
 
     def cache_shape(
         self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, storage: ms.Type | None = None
@@ -205,6 +215,17 @@ class CpuKernels(Kernels):
             window or 0,
             causal,
         )
+
+    def latent_cache_shape(self, num_blocks: int, block_size: int, width: int) -> tuple[int, int, int]:
+        return num_blocks, block_size, width
+
+    def write_latent(self, latent: Tensor, cache: Tensor, slots: Tensor) -> None:
+        reference_latent.write(latent, cache, slots)
+
+    def mla_attention(
+        self, query: Tensor, cache: Tensor, sequences: PagedSequences, scale: float, value_size: int
+    ) -> Tensor:
+        return reference_latent.attention(query, cache, sequences, scale, value_size)
 
 
 def _thread_limit() -> int:

@@ -190,27 +190,28 @@ PyObject* gate_and_mul(PyObject* self, PyObject* const* objects, Py_ssize_t coun
 
 // --- attention ------------------------------------------------------------------------------------------------------
 
-// rotary(query, key, positions, cos_sin, head_size, interleaved)
+// rotary(query, key, positions, cos_sin, head_size, interleaved, offset)
 PyObject* rotary(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   Tensor query, key, positions, table;
-  long size;
+  long size, offset;
   bool interleaved;
-  if (!expect(count, 6) || !read_activation(objects[0], "query", query, 2) ||
+  if (!expect(count, 7) || !read_activation(objects[0], "query", query, 2) ||
       !read_as(objects[1], "key", query.dtype, {query.shape[0], kAny}, key) ||
       !read_as(objects[2], "positions", kInt64, {query.shape[0]}, positions) ||
       !read_as(objects[3], "cos_sin", kFloat32, {kAny, kAny}, table))
     return nullptr;
-  unpack(objects[4], size), unpack(objects[5], interleaved);
+  unpack(objects[4], size), unpack(objects[5], interleaved), unpack(objects[6], offset);
   if (PyErr_Occurred()) return nullptr;
   const long rotating = table.shape[1];
-  if (size <= 0 || query.shape[1] % size || key.shape[1] % size || rotating > size || rotating % 2)
+  if (size <= 0 || query.shape[1] % size || key.shape[1] % size || offset < 0 ||
+      rotating > size - offset || rotating % 2)
     return PyErr_Format(PyExc_ValueError,
                         "Heads of size %ld, %ld of it rotating, do not fit a query of %ld and a key of %ld features.",
                         size, rotating, long(query.shape[1]), long(key.shape[1]));
   const RotaryCall call = {query.data,           key.data, query.dtype, query.shape[0], query.shape[1] / size,
                            key.shape[1] / size, size,
                            static_cast<const int64_t*>(positions.data), static_cast<const float*>(table.data),
-                           table.shape[0], rotating, interleaved};
+                           table.shape[0], rotating, interleaved, offset};
   const char* message;
   Py_BEGIN_ALLOW_THREADS message = functions(self).rotary(call);
   Py_END_ALLOW_THREADS return result(message);

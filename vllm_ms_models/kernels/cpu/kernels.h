@@ -103,6 +103,7 @@ struct RotaryCall {
   const float* cos_sin;  // [max_position, rotary_size]
   long max_position, rotary_size;
   bool interleaved;
+  long offset;  // of the first feature of a head that rotates
 };
 
 struct WriteCall {

@@ -9,6 +9,7 @@
 
 #include <cstring>
 
+#include "calls_heads.h"
 #include "threads.h"
 #include "weights.h"
 
@@ -108,7 +109,7 @@ PyMethodDef kKernels[] = {
     FAST("load_rows", load_rows),       FAST("embedding", embedding),       FAST("linear", linear),
     FAST("linear_split", linear_split), FAST("linear_gated", linear_gated), FAST("rms_norm", rms_norm),
     FAST("add_rms_norm", add_rms_norm), FAST("gate_and_mul", gate_and_mul), FAST("rotary", rotary),
-    FAST("write_kv", write_kv),         FAST("attention", attention),
+    FAST("write_kv", write_kv),         FAST("attention", attention),       FAST("linear_heads", linear_heads),
 };
 
 // kernels(name) -> module of the kernels for an instruction set
