@@ -14,12 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 _CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
+    "deepseek_v2": DeepseekV2Config,
+    "deepseek_v3": DeepseekV3Config,
     "qwen2": Qwen2Config,
     "llama": LlamaConfig,
     "mistral": MistralConfig,
+    "mixtral": MixtralConfig,
+    "qwen3": Qwen3Config,
+    "qwen3_moe": Qwen3MoeConfig,
 }
 
 # A tiny decoder; 211 is odd and prime, and no token ends a generation.
@@ -68,7 +84,7 @@ def random_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32,
 def checkpoint(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> Path:
     """Folder of a checkpoint of `random_model`, written once in this process and removed at its end.
 
-    `family` is qwen2, llama or mistral; `options` are those of its config. Sharded with `max_shard_size`.
+    `family` is one of _CONFIGS; `options` are those of its config. Sharded with `max_shard_size`.
     """
     return _write(family, seed, dtype, json.dumps(options, sort_keys=True))
 

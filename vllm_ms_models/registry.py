@@ -18,7 +18,10 @@ BUILT_IN = {
     "DeepseekV3ForCausalLM": "vllm_ms_models.deepseek_v3.model",
     "LlamaForCausalLM": "vllm_ms_models.llama.model",
     "MistralForCausalLM": "vllm_ms_models.llama.model",
+    "MixtralForCausalLM": "vllm_ms_models.mixtral.model",
     "Qwen2ForCausalLM": "vllm_ms_models.qwen2.model",
+    "Qwen3ForCausalLM": "vllm_ms_models.qwen3.model",
+    "Qwen3MoeForCausalLM": "vllm_ms_models.qwen3_moe.model",
 }
 
 _classes: dict[str, type] = {}

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from vllm_ms_models.kernels import Routing
-from vllm_ms_models.layers.moe import group_limited, noaux_tc
+from vllm_ms_models.layers.moe import Routing, group_limited, noaux_tc
 
 # Attribute, the value that is supported (also if the config does not have it), and what another one would mean.
 _FIXED = (

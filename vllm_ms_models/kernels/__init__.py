@@ -3,7 +3,7 @@
 import logging
 import os
 
-from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
+from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Routing, Weight
 
 logger = logging.getLogger("vllm.ms_models")  # a child of vLLM's, so that it shares its handlers
 
@@ -46,4 +46,4 @@ def choose(device: str) -> Kernels:
         return ReferenceKernels()
 
 
-__all__ = ["SCALE_BYTES", "Integers", "Kernels", "PagedSequences", "Weight", "choose", "get", "use"]
+__all__ = ["SCALE_BYTES", "Integers", "Kernels", "PagedSequences", "Routing", "Weight", "choose", "get", "use"]

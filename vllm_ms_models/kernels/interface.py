@@ -87,6 +87,48 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """How each token chooses `top_k` of its experts from their logits, and what share each of them has.
+
+    Scores are the logits' `scoring`: "softmax" over all experts, or "sigmoid" of each. An expert's rank is its score,
+    plus a bias where one is given. With `groups` > 1, neighbouring experts form so many groups of one size; a group's
+    rank is the largest of its experts' ("max") or the sum of its two largest ("top2"), and only experts of the
+    `top_groups` best groups are chosen. Of equal ranks the first is better.
+
+    Shares are the scores of the chosen experts, without the bias; divided by their sum (+ 1e-20) if `renormalize`; times
+    `scale`. Raises ValueError for what cannot be.
+    """
+
+    top_k: int
+    renormalize: bool = False
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    scale: float = 1.0
+    groups: int = 1
+    top_groups: int = 1
+    group_rank: Literal["max", "top2"] = "max"
+
+    def __post_init__(self) -> None:
+        if self.scoring not in ("softmax", "sigmoid"):
+            raise ValueError(f"Experts cannot be scored by {self.scoring!r}; softmax and sigmoid are supported.")
+        if self.group_rank not in ("max", "top2"):
+            raise ValueError(f"Groups of experts cannot be ranked by {self.group_rank!r}; max and top2 are supported.")
+        if self.top_k < 1 or not 1 <= self.top_groups <= self.groups:
+            raise ValueError(
+                f"{self.top_k} experts of {self.top_groups} of {self.groups} groups cannot be chosen: at least one "
+                "expert is needed, and at least one group of those that there are."
+            )
+
+    def check(self, num_experts: int) -> None:
+        """ValueError unless there are so many groups and experts to choose from."""
+        size = num_experts // self.groups
+        if num_experts % self.groups or size * self.top_groups < self.top_k or (self.group_rank == "top2" and size < 2):
+            raise ValueError(
+                f"{num_experts} experts in {self.groups} groups do not fit a choice of {self.top_k} experts from "
+                f"{self.top_groups} groups ranked by {self.group_rank}; check config.json."
+            )
+
+
+@dataclass(frozen=True)
 class PagedSequences:
     """Where the sequences of a batch lie in the rows of an activation and in the paged KV cache (all int32).
 
@@ -201,6 +243,37 @@ class Kernels(ABC):
 
         `ids` is int32 or int64 `[tokens]`. An id outside `first_row <= id < first_row + out_features` gives zeros
         (another rank owns it).
+        """
+
+    # --- mixture of experts ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def choose_experts(self, logits: Tensor, routing: Routing, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Each token's experts: ids int32 and shares float32, `[tokens, top_k]` each; `Routing` says how.
+
+        `logits` is float32 `[tokens, experts]`, `bias` float32 `[experts]`. The best comes first. A row with NaN gives
+        NaN shares to some experts.
+        """
+
+    @abstractmethod
+    def experts(
+        self,
+        x: Tensor,
+        gate_up: Sequence[Weight],
+        down: Sequence[Weight],
+        ids: Tensor,
+        shares: Tensor,
+        activation: str,
+        addend: Tensor | None = None,
+        first_expert: int = 0,
+    ) -> Tensor:
+        """`sum_k shares[t, k] * down[e](linear_gated(x[t], gate_up[e])) + addend[t]`, e = `ids[t, k] - first_expert`.
+
+        `x`, `addend` (what shared experts give) and the result are `[tokens, features]`. Gated products are rounded to
+        the dtype of `x`, as `linear_gated` does; the rest is float32, summed in ascending order of experts, and rounded
+        once. `gate_up` and `down` have a weight each for every expert of this rank; those of experts that no token has
+        chosen are not read. `ids` and `shares` are from `choose_experts`; an e that is not among the weights adds
+        nothing (another rank owns it).
         """
 
     # --- elementwise -------------------------------------------------------------------------------------------

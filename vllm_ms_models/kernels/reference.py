@@ -8,14 +8,14 @@ bfloat16 as other bits copies the whole tensor. Hence CPU only, with blocking la
 """
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, ops
 
-from vllm_ms_models.kernels import reference_cache, reference_integers, reference_latent
-from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
+from vllm_ms_models.kernels import reference_cache, reference_experts, reference_integers, reference_latent
+from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Routing, Weight
 from vllm_ms_models.kernels.reference_memory import NUMPY as _NUMPY
 from vllm_ms_models.kernels.reference_memory import cast as _cast
 from vllm_ms_models.kernels.reference_memory import copy as _copy
@@ -163,6 +163,14 @@ class ReferenceKernels(Kernels):
             memory[~known] = 0
             memory[known] = _memory(weight.data)[rows[known]]
         return result
+
+    # --- mixture of experts ------------------------------------------------------------------------------------
+
+    def choose_experts(self, logits: Tensor, routing: Routing, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return reference_experts.choose(logits, routing, bias)
+
+    def experts(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        return _cast(reference_experts.multiply(self, x, *arguments, **options), x.dtype)
 
     # --- elementwise -------------------------------------------------------------------------------------------
 

@@ -40,3 +40,12 @@ class AddRMSNorm(RMSNorm):
         if residual is None:
             return self.kernels.rms_norm(x, self.weight, self.eps), x
         return self.kernels.add_rms_norm(x, residual, self.weight, self.eps)
+
+
+class HeadRMSNorm(RMSNorm):
+    """Normalises each head, of `size` features: `[tokens, heads * size]` -> the same."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        tokens, features = x.shape
+        heads = x.view(tokens, features // self.weight.shape[0], self.weight.shape[0])
+        return self.kernels.rms_norm(heads, self.weight, self.eps).view(tokens, features)

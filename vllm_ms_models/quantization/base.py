@@ -70,6 +70,15 @@ class LinearScheme(ABC):
             return kernels.get().silu_and_mul(gate, up)
         return kernels.get().gelu_and_mul(gate, up, activation == "gelu_tanh")
 
+    def kernel_weight(self) -> Weight:
+        """After loading: the weight, if products with it are all that `multiply` does; ValueError if they are not.
+
+        For kernels that multiply many weights in one call (experts).
+        """
+        raise ValueError(
+            f"{self.parts[0].name} is stored in a way ({type(self).__name__}) that is not supported for experts."
+        )
+
     def bias_slots(self) -> Iterator[Slot]:
         """Slots of the parts' biases, kept in float32."""
         if self.bias is None:
@@ -97,6 +106,11 @@ class KernelScheme(LinearScheme):
     def __init__(self, parts: Sequence[Part], bias: bool, dtype: ms.Type) -> None:
         super().__init__(parts, bias, dtype)
         self.kernels = kernels.get()
+
+    def kernel_weight(self) -> Weight:
+        if self.bias is not None:
+            raise ValueError(f"{self.parts[0].name} has a bias, which is not supported for experts.")
+        return self.weight
 
     def multiply(self, x: Tensor, dtype: ms.Type | None = None) -> Tensor:
         return self.kernels.linear(x, self.weight, self.bias, dtype)

@@ -10,7 +10,7 @@ from mindspore import Tensor
 
 from vllm_ms_models.checkpoint.errors import CheckpointError
 from vllm_ms_models.checkpoint.slots import FLOATS, Slot, pieces
-from vllm_ms_models.kernels.interface import Integers
+from vllm_ms_models.kernels.interface import Integers, Weight
 from vllm_ms_models.quantization import examples
 from vllm_ms_models.quantization.base import KernelScheme, Part
 from vllm_ms_models.quantization.specs import Int8Product, Int8Weight
@@ -300,6 +300,14 @@ class Int8ProductScheme(IntegerScheme):
                     "multiplied; parts of one layer must share the scales of their inputs when each input has its own."
                 )
         return first
+
+    def kernel_weight(self) -> Weight:
+        if self.reciprocals is not None:
+            raise CheckpointError(
+                f"{self.parts[0].name} has an input_scale for each input, which is not supported for experts; quantize "
+                "them with one for all inputs, or with dynamic activations."
+            )
+        return super().kernel_weight()
 
     def multiply(self, x: Tensor, dtype: ms.Type | None = None) -> Tensor:
         if self.reciprocals is None:

@@ -8,7 +8,7 @@ from mindspore import Tensor, ops
 
 from vllm_ms_models.checkpoint.errors import CheckpointError
 from vllm_ms_models.checkpoint.slots import Slot, pieces
-from vllm_ms_models.kernels.interface import Integers
+from vllm_ms_models.kernels.interface import Integers, Weight
 from vllm_ms_models.quantization import examples
 from vllm_ms_models.quantization.base import Part
 from vllm_ms_models.quantization.integers import Factors, IntegerScheme, groups_of, into
@@ -89,6 +89,14 @@ class PackedScheme(IntegerScheme):
         if x.dtype == ms.bfloat16:  # not registered on CPU
             return ops.gather(x.view(ms.int16), self.order, 1).view(ms.bfloat16)
         return ops.gather(x, self.order, 1)
+
+    def kernel_weight(self) -> Weight:
+        if self.order is not None:
+            raise CheckpointError(
+                f"{self.parts[0].name} has its inputs in activation order, which is not supported for experts; quantize "
+                "the model without it (desc_act false, actorder null)."
+            )
+        return super().kernel_weight()
 
     def multiply(self, x: Tensor, dtype: ms.Type | None = None) -> Tensor:
         return super().multiply(self.arranged(x), dtype)

@@ -6,11 +6,11 @@ from mindspore import Tensor, nn
 
 from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch
+from vllm_ms_models.layers.causal_lm import CausalLM
 from vllm_ms_models.layers.context import ModelContext
-from vllm_ms_models.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm_ms_models.layers.embedding import VocabParallelEmbedding
 from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.linear import QKVParallelLinear, RowParallelLinear
-from vllm_ms_models.layers.logits import LogitsProcessor
 from vllm_ms_models.layers.mlp import GatedMLP
 from vllm_ms_models.layers.norm import AddRMSNorm
 from vllm_ms_models.layers.rotary import RotaryEmbedding
@@ -82,23 +82,8 @@ class Qwen2Model(Layer):
 
 
 @register_model("Qwen2ForCausalLM")
-class Qwen2ForCausalLM(Layer):
+class Qwen2ForCausalLM(CausalLM):
     """Qwen2 with its language-model head; `config` is transformers' Qwen2Config."""
 
     def __init__(self, config: Any, context: ModelContext) -> None:
-        super().__init__()
-        self.model = Qwen2Model(config, context)
-        tied_to = self.model.embed_tokens if config.tie_word_embeddings else None
-        self.lm_head = ParallelLMHead("lm_head", config.vocab_size, config.hidden_size, context, tied_to)
-        self.logits_processor = LogitsProcessor()
-
-    def construct(self, input_ids: Tensor | None, batch: Batch, inputs_embeds: Tensor | None = None) -> Tensor:
-        return self.model(input_ids, batch, inputs_embeds)
-
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """Input embeddings `[tokens, hidden]`."""
-        return self.model.embed_tokens(input_ids)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Float32 logits `[rows, vocab]` of hidden states `[rows, hidden]`."""
-        return self.logits_processor(self.lm_head, hidden)
+        super().__init__(Qwen2Model(config, context), config, context)

@@ -15,9 +15,9 @@ import numpy as np
 from mindspore import Tensor
 from mindspore._c_expression import TensorPy  # the base class of Tensor, all in C
 
-from vllm_ms_models.kernels import integer_checks, reference_latent
+from vllm_ms_models.kernels import integer_checks, reference_experts, reference_latent
 from vllm_ms_models.kernels.cpu.loader import load
-from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
+from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Routing, Weight
 
 _NAMES = {
     "avx512_bf16": "AVX-512 BF16",
@@ -154,6 +154,25 @@ class CpuKernels(Kernels):
 
     def embedding(self, ids: Tensor, weight: Weight, first_row: int = 0) -> Tensor:
         return self._kernels.embedding(ids, weight, first_row)
+
+    # --- mixture of experts ------------------------------------------------------------------------------------
+
+    def choose_experts(self, logits: Tensor, routing: Routing, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return reference_experts.choose(logits, routing, bias)
+
+    def experts(
+        self,
+        x: Tensor,
+        gate_up: Sequence[Weight],
+        down: Sequence[Weight],
+        ids: Tensor,
+        shares: Tensor,
+        activation: str,
+        addend: Tensor | None = None,
+        first_expert: int = 0,
+    ) -> Tensor:
+        result = reference_experts.multiply(self, x, gate_up, down, ids, shares, activation, addend, first_expert)
+        return result.astype(x.dtype)
 
     # --- elementwise -------------------------------------------------------------------------------------------
 

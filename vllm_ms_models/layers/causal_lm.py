@@ -1,0 +1,37 @@
+"""What turns a decoder into a language model: the head over its last hidden states."""
+
+from typing import Any
+
+from mindspore import Tensor
+
+from vllm_ms_models.layers.batch import Batch
+from vllm_ms_models.layers.context import ModelContext
+from vllm_ms_models.layers.embedding import ParallelLMHead
+from vllm_ms_models.layers.layer import Layer
+from vllm_ms_models.layers.logits import LogitsProcessor
+
+
+class CausalLM(Layer):
+    """A decoder and its language-model head, as vLLM calls them (docs/add_a_model.md).
+
+    `model` maps `(input_ids, batch, inputs_embeds)` to hidden states `[tokens, hidden]` and has the embedding
+    `embed_tokens`, whose matrix is also the head's if `config.tie_word_embeddings`.
+    """
+
+    def __init__(self, model: Layer, config: Any, context: ModelContext) -> None:
+        super().__init__()
+        self.model = model
+        tied_to = model.embed_tokens if config.tie_word_embeddings else None
+        self.lm_head = ParallelLMHead("lm_head", config.vocab_size, config.hidden_size, context, tied_to)
+        self.logits_processor = LogitsProcessor()
+
+    def construct(self, input_ids: Tensor | None, batch: Batch, inputs_embeds: Tensor | None = None) -> Tensor:
+        return self.model(input_ids, batch, inputs_embeds)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Input embeddings `[tokens, hidden]`."""
+        return self.model.embed_tokens(input_ids)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits `[rows, vocab]` of hidden states `[rows, hidden]`."""
+        return self.logits_processor(self.lm_head, hidden)

@@ -1,0 +1,92 @@
+"""Qwen3 (Yang et al., 2025): a pre-norm decoder with grouped-query attention whose queries and keys are normalised."""
+
+from typing import Any
+
+from mindspore import Tensor, nn
+
+from vllm_ms_models.layers.attention import Attention
+from vllm_ms_models.layers.batch import Batch
+from vllm_ms_models.layers.causal_lm import CausalLM
+from vllm_ms_models.layers.context import ModelContext
+from vllm_ms_models.layers.embedding import VocabParallelEmbedding
+from vllm_ms_models.layers.layer import Layer
+from vllm_ms_models.layers.linear import QKVParallelLinear, RowParallelLinear
+from vllm_ms_models.layers.mlp import GatedMLP
+from vllm_ms_models.layers.norm import AddRMSNorm, HeadRMSNorm
+from vllm_ms_models.layers.rotary import RotaryEmbedding
+from vllm_ms_models.registry import register_model
+
+
+class Qwen3Attention(Layer):
+    """Self-attention; a norm of each head's query and key, before they rotate, keeps their products small."""
+
+    def __init__(self, config: Any, layer: int, rotary: RotaryEmbedding, context: ModelContext, prefix: str) -> None:
+        super().__init__()
+        hidden, heads, head_size = config.hidden_size, config.num_attention_heads, rotary.head_size
+        names = [f"{prefix}.{name}" for name in ("q_proj", "k_proj", "v_proj")]
+        kv_heads, bias = config.num_key_value_heads, config.attention_bias
+        self.qkv_proj = QKVParallelLinear(names, hidden, heads, kv_heads, head_size, context, bias)
+        self.q_norm = HeadRMSNorm(f"{prefix}.q_norm", head_size, config.rms_norm_eps)
+        self.k_norm = HeadRMSNorm(f"{prefix}.k_norm", head_size, config.rms_norm_eps)
+        self.o_proj = RowParallelLinear(f"{prefix}.o_proj", heads * head_size, hidden, context, bias)
+        self.rotary = rotary
+        window = config.sliding_window if config.layer_types[layer] == "sliding_attention" else None
+        self.attention = Attention(
+            f"{prefix}.attn", self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads, head_size, window=window
+        )
+
+    def construct(self, hidden: Tensor, batch: Batch) -> Tensor:
+        query, key, value = self.qkv_proj(hidden)
+        query, key = self.q_norm(query), self.k_norm(key)
+        self.rotary(query, key, batch.positions)
+        return self.o_proj(self.attention(query, key, value, batch))
+
+
+class Qwen3DecoderLayer(Layer):
+    """Attention and MLP, each behind a norm, each added to the residual stream by the next norm."""
+
+    def __init__(self, config: Any, layer: int, rotary: RotaryEmbedding, context: ModelContext, prefix: str) -> None:
+        super().__init__()
+        hidden, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = AddRMSNorm(f"{prefix}.input_layernorm", hidden, eps)
+        self.self_attn = Qwen3Attention(config, layer, rotary, context, f"{prefix}.self_attn")
+        self.post_attention_layernorm = AddRMSNorm(f"{prefix}.post_attention_layernorm", hidden, eps)
+        self.mlp = GatedMLP(f"{prefix}.mlp", hidden, config.intermediate_size, config.hidden_act, context)
+
+    def construct(self, hidden: Tensor, residual: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
+        hidden, residual = self.input_layernorm(hidden, residual)
+        hidden, residual = self.post_attention_layernorm(self.self_attn(hidden, batch), residual)
+        return self.mlp(hidden), residual
+
+
+class Qwen3Model(Layer):
+    """Token ids (or embeddings) to the last hidden states, normalised."""
+
+    def __init__(self, config: Any, context: ModelContext, prefix: str = "model") -> None:
+        super().__init__()
+        self.embed_tokens = VocabParallelEmbedding(
+            f"{prefix}.embed_tokens", config.vocab_size, config.hidden_size, context
+        )
+        rotary = RotaryEmbedding(config, context)
+        self.layers = nn.CellList(
+            [
+                Qwen3DecoderLayer(config, layer, rotary, context, f"{prefix}.layers.{layer}")
+                for layer in range(config.num_hidden_layers)
+            ]
+        )
+        self.norm = AddRMSNorm(f"{prefix}.norm", config.hidden_size, config.rms_norm_eps)
+
+    def construct(self, input_ids: Tensor | None, batch: Batch, inputs_embeds: Tensor | None = None) -> Tensor:
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        residual = None
+        for layer in self.layers:
+            hidden, residual = layer(hidden, residual, batch)
+        return self.norm(hidden, residual)[0]
+
+
+@register_model("Qwen3ForCausalLM")
+class Qwen3ForCausalLM(CausalLM):
+    """Qwen3 with its language-model head; `config` is transformers' Qwen3Config."""
+
+    def __init__(self, config: Any, context: ModelContext) -> None:
+        super().__init__(Qwen3Model(config, context), config, context)
