@@ -15,7 +15,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore._c_expression import TensorPy  # the base class of Tensor, all in C
 
-from vllm_ms_models.kernels import integer_checks, reference_experts, reference_latent
+from vllm_ms_models.kernels import integer_checks, reference_experts
 from vllm_ms_models.kernels.cpu.loader import load
 from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Routing, Weight
 
@@ -236,15 +236,19 @@ class CpuKernels(Kernels):
         )
 
     def latent_cache_shape(self, num_blocks: int, block_size: int, width: int) -> tuple[int, int, int]:
+        """Rows as they are; attention copies a tile at a time into the order in which it multiplies."""
+        if block_size % _GROUP:
+            raise ValueError(f"Cache blocks of {block_size} positions are not supported; a multiple of {_GROUP} is.")
         return num_blocks, block_size, width
 
     def write_latent(self, latent: Tensor, cache: Tensor, slots: Tensor) -> None:
-        reference_latent.write(latent, cache, slots)
+        self._kernels.write_latent(latent, cache, slots)
 
     def mla_attention(
         self, query: Tensor, cache: Tensor, sequences: PagedSequences, scale: float, value_size: int
     ) -> Tensor:
-        return reference_latent.attention(query, cache, sequences, scale, value_size)
+        starts, lengths, tables = sequences.query_start, sequences.seq_lens, sequences.block_tables
+        return self._kernels.mla_attention(query, cache, starts, lengths, tables, scale, value_size)
 
 
 def _thread_limit() -> int:

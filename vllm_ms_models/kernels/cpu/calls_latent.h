@@ -1,6 +1,7 @@
-// Products in which every head has a matrix of its own, for Python. Used by module.cpp only.
+// Multi-head latent attention for Python: products in which every head has a matrix of its own, and the cache that all
+// heads share (attention_latent.h). Used by module.cpp only.
 //
-// A head is an ordinary product (gemm.cpp), whose loops then run on one thread: the heads are what the threads share.
+// Of the products, a head is an ordinary one (gemm.cpp), whose loops then run on one thread: the heads are what the threads share.
 // One row is multiplied where it is; of several, a head's features are first gathered, a few percent of the product.
 #pragma once
 
@@ -79,6 +80,61 @@ PyObject* linear_heads(PyObject* self, PyObject* const* objects, Py_ssize_t coun
     run_chunks(long(weights.size()), body, &heads);
     return heads.message;
   });
+}
+
+// The cache of one layer, [blocks, block_size, width].
+bool read_latents(PyObject* object, int dtype, Tensor& cache) {
+  static const int64_t kShape[] = {kAny, kAny, kAny};
+  if (!read_as(object, "cache", dtype, 3, kShape, cache)) return false;
+  if (cache.shape[1] > 0 && cache.shape[1] % 16 == 0 && cache.shape[2] > 0) return true;
+  PyErr_Format(PyExc_ValueError, "The cache has blocks of %ld positions of %ld values; a multiple of 16 is expected.",
+               long(cache.shape[1]), long(cache.shape[2]));
+  return false;
+}
+
+// write_latent(latent, cache, slots): rows are copied as they are; a few KB each step, on this thread
+PyObject* write_latent(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+  Tensor latent, cache, slots;
+  if (!expect(count, 3) || !read_activation(objects[0], "latent", latent, 2) ||
+      !read_latents(objects[1], latent.dtype, cache) ||
+      !read_as(objects[2], "slots", kInt64, {latent.shape[0]}, slots))
+    return nullptr;
+  const long width = cache.shape[2], room = cache.shape[0] * cache.shape[1];
+  if (latent.shape[1] != width)
+    return PyErr_Format(PyExc_ValueError, "latent has %ld features; the cache has rows of %ld.", long(latent.shape[1]),
+                        width);
+  const int64_t* slot = static_cast<const int64_t*>(slots.data);
+  const size_t bytes = size_t(width * dtype_size(latent.dtype));
+  for (long token = 0; token < latent.shape[0]; ++token)
+    if (slot[token] >= room)
+      return PyErr_Format(PyExc_ValueError, "write_latent: slot %ld of token %ld is outside of the cache's %ld slots.",
+                          long(slot[token]), token, room);
+  for (long token = 0; token < latent.shape[0]; ++token)
+    if (slot[token] >= 0)
+      memcpy(static_cast<char*>(cache.data) + size_t(slot[token]) * bytes,
+             static_cast<const char*>(latent.data) + size_t(token) * bytes, bytes);
+  Py_RETURN_NONE;
+}
+
+// mla_attention(query, cache, query_start, seq_lens, block_tables, scale, value_size) -> tensor
+PyObject* mla_attention(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
+  Tensor query, cache;
+  AttentionCall call = {};
+  if (!expect(count, 7) || !read_activation(objects[0], "query", query, 2) ||
+      !read_latents(objects[1], query.dtype, cache) || !read_sequences(objects + 2, call))
+    return nullptr;
+  unpack(objects[5], call.scale), unpack(objects[6], call.value_size);
+  if (PyErr_Occurred()) return nullptr;
+  const long width = cache.shape[2];
+  if (query.shape[1] == 0 || query.shape[1] % width || call.value_size <= 0 || call.value_size > width)
+    return PyErr_Format(PyExc_ValueError, "A query of %ld features and values of %ld do not fit rows of %ld.",
+                        long(query.shape[1]), call.value_size, width);
+  call.query = query.data, call.cache = cache.data, call.dtype = query.dtype, call.tokens = query.shape[0];
+  call.latent = call.causal = true, call.num_blocks = cache.shape[0], call.block_size = cache.shape[1];
+  call.kv_heads = 1, call.head_size = width, call.heads = query.shape[1] / width;
+  const int64_t shape[] = {call.tokens, call.heads * call.value_size};
+  PyObject* tensor = make_tensor(call.dtype, 2, shape, &call.out);
+  return fill(tensor, [&] { return functions(self).attention(call); });
 }
 
 }  // namespace
