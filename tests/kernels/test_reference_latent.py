@@ -67,10 +67,10 @@ def test_rotary_behind_other_features(
     kernels.rotary(query, key, Tensor(positions), to_tensor(cos_sin, ms.float32), size, interleaved, before)
     for x, tensor in zip(inputs, (query, key), strict=True):
         values, error = x.reshape(tokens, x.shape[1] // size, size).copy(), np.zeros((tokens, x.shape[1] // size, size))
-        rotated = ref.rotary(values[..., before:].reshape(tokens, x.shape[1] // size * tail), positions, cos_sin, tail, interleaved)
-        values[..., before:], error[..., before:] = (
-            part.reshape(tokens, x.shape[1] // size, tail) for part in rotated
+        rotated = ref.rotary(
+            values[..., before:].reshape(tokens, x.shape[1] // size * tail), positions, cos_sin, tail, interleaved
         )
+        values[..., before:], error[..., before:] = (part.reshape(tokens, x.shape[1] // size, tail) for part in rotated)
         ref.assert_close(tensor, (values.reshape(x.shape), error.reshape(x.shape)), dtype)
 
 

@@ -36,9 +36,7 @@ SIZES: dict[str, Any] = {
 
 
 def yarn(mscale: float, mscale_all_dim: float) -> dict[str, Any]:
-    return rope(
-        "yarn", factor=4.0, original_max_position_embeddings=64, mscale=mscale, mscale_all_dim=mscale_all_dim
-    )
+    return rope("yarn", factor=4.0, original_max_position_embeddings=64, mscale=mscale, mscale_all_dim=mscale_all_dim)
 
 
 def v3(options: dict[str, Any], **kwargs: Any) -> Case:

@@ -68,9 +68,7 @@ def attention(query: Tensor, cache: Tensor, sequences: PagedSequences, scale: fl
     target[...] = 0
     rows = memory(query).reshape(tokens, heads, width)
     starts, lengths = sequences.query_start.asnumpy(), sequences.seq_lens.asnumpy()
-    for table, row, end, length in zip(
-        sequences.block_tables.asnumpy(), starts[:-1], starts[1:], lengths, strict=True
-    ):
+    for table, row, end, length in zip(sequences.block_tables.asnumpy(), starts[:-1], starts[1:], lengths, strict=True):
         if row == end:
             continue
         pages = memory(cache)[table[: -(-int(length) // block_size)]]

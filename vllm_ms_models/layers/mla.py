@@ -3,7 +3,7 @@
 A position is cached as one row for all heads: its latent c (`kv_lora_rank` values, normalised) and a rotated key r
 (`qk_rope_head_dim` values). Head h would see the key (K_h c, r) and the value V_h c, K_h and V_h being its rows of
 kv_b_proj. Since (K_h c).q = c.(K_h' q), the query is multiplied by K_h' instead, once; attention is over (c, r) as they
-are cached, its result a mean of latents, which V_h turns into the head's value. Nothing is ever expanded over positions.
+are cached, and its result a mean of latents, which V_h turns into the head's value. No position is ever expanded.
 """
 
 from collections.abc import Iterator
