@@ -12,6 +12,7 @@ import pytest
 
 from tests.kernels.test_reference import *  # noqa: F403
 from tests.kernels.test_reference_attention import *  # noqa: F403
+from tests.kernels.test_reference_experts import *  # noqa: F403
 from tests.kernels.test_reference_int8_cache import *  # noqa: F403
 from tests.kernels.test_reference_integers import *  # noqa: F403
 from tests.kernels.test_reference_latent import *  # noqa: F403

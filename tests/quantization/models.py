@@ -14,6 +14,7 @@ import torch
 
 from tests import checkpoints
 from tests.checkpoint.checkpoint_files import save_shards
+from tests.quantization.experts import take_apart
 from tests.quantization.writers import Layer, Multiply, Scheme, Written
 
 # No multiples of vectors: 80 and 144 inputs are 2.5 and 4.5 groups of 32; head size 20.
@@ -82,7 +83,7 @@ def replace_module(model: torch.nn.Module, name: str, module: torch.nn.Module) -
 
 def write(folder: Path, family: str, scheme: Scheme, seed: int = 0, **options: Any) -> Quantized:
     """A random model in `scheme`."""
-    model = checkpoints.random_model(family, seed, **(SIZES | options))
+    model = take_apart(checkpoints.random_model(family, seed, **(SIZES | options)))
     return write_model(folder, model, scheme, checkpoints.random_prompts((40, 60), seed=7), seed)
 
 
@@ -101,7 +102,7 @@ def write_model(
     written = {}
     for name, module in linears(model).items():
         rng = np.random.default_rng(zlib.crc32(f"{seed} {shared_name(name)}".encode()))
-        written[name] = scheme.write(layer_of(module, *ranges[name]), rng)
+        written[name] = scheme.write(layer_of(module, *ranges.get(name, (-1.0, 1.0))), rng)
         del tensors[f"{name}.weight"], description[f"{name}.weight"]
         quantized = {f"{name}.{end}": array for end, array in written[name].tensors.items()}
         description |= dict.fromkeys(quantized, scheme.kind)

@@ -28,6 +28,7 @@ _SIZES: dict[str, Any] = {
     "initializer_range": 0.06,
 }
 _WINDOWS = {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 2}
+_EXPERTS = {"num_experts": 8, "moe_intermediate_size": 128}
 _LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -56,6 +57,10 @@ CASES: dict[str, tuple[str, torch.dtype, Mapping[str, Any]]] = {
     "llama_biases": ("llama", torch.bfloat16, {"attention_bias": True, "mlp_bias": True, "head_dim": 20}),
     "mistral_window": ("mistral", torch.bfloat16, {"sliding_window": 40}),
     "deepseek_latent": ("deepseek_v3", torch.bfloat16, _LATENT),
+    "qwen3": ("qwen3", torch.bfloat16, {"head_dim": 64}),
+    # All experts: where rounding changes which are chosen, either side is off by much more, and who is by chance.
+    "qwen3_moe": ("qwen3_moe", torch.bfloat16, _EXPERTS | {"num_experts_per_tok": 8, "head_dim": 64}),
+    "mixtral": ("mixtral", torch.bfloat16, {"num_local_experts": 4, "num_experts_per_tok": 4}),
     "qwen2_float16": ("qwen2", torch.float16, {}),
     "llama_float16": ("llama", torch.float16, {"num_key_value_heads": 1}),
     "deepseek_float16": ("deepseek_v3", torch.float16, _LATENT | {"q_lora_rank": None}),

@@ -81,6 +81,18 @@ def mistral(*args: Any, **kwargs: Any) -> Case:
     return Case("mistral", *args, **kwargs)
 
 
+def qwen3(*args: Any, **kwargs: Any) -> Case:
+    return Case("qwen3", *args, **kwargs)
+
+
+def qwen3_moe(options: dict[str, Any], **kwargs: Any) -> Case:
+    return Case("qwen3_moe", {"moe_intermediate_size": 48} | options, **kwargs)
+
+
+def mixtral(*args: Any, **kwargs: Any) -> Case:
+    return Case("mixtral", *args, **kwargs)
+
+
 CASES = {
     # --- Qwen2: biases on q, k and v always ---
     "qwen2 1 query head a KV head": qwen2({"num_key_value_heads": 4, "rms_norm_eps": 1e-5}, seed=1),
@@ -218,6 +230,81 @@ CASES = {
         without={"sliding_window": None},
     ),
     "mistral without a window": mistral({"sliding_window": None, "tie_word_embeddings": True}),
+    # --- Qwen3: norms on the heads of q and k always; its head_dim is not hidden_size / heads ---
+    "qwen3 2, head_dim 32, tied": qwen3({"head_dim": 32, "tie_word_embeddings": True}),
+    "qwen3 8, head_dim 20, all biases, yarn": qwen3(
+        {
+            "num_attention_heads": 8,
+            "num_key_value_heads": 1,
+            "head_dim": 20,
+            "attention_bias": True,
+            "rope_parameters": YARN,
+        },
+        without=WITHOUT_ROPE,
+        seed=1,
+    ),
+    "qwen3 half of the layers with a window": qwen3(
+        {
+            "head_dim": 16,
+            "use_sliding_window": True,
+            "sliding_window": 24,
+            "max_window_layers": 2,
+            "num_hidden_layers": 4,
+            "rope_parameters": rope("default", rope_theta=1e6),
+        },
+        without={"layer_types": ["full_attention"] * 4},
+        seed=4,
+    ),
+    # --- Mixtures of experts ---
+    "qwen3_moe 8 of 16 experts": qwen3_moe(
+        {"num_experts": 16, "num_experts_per_tok": 8, "norm_topk_prob": True, "head_dim": 32},
+        without={"norm_topk_prob": False},
+    ),
+    "qwen3_moe 3 of 7 experts, shares as they are, biases, tied": qwen3_moe(
+        {
+            "num_experts": 7,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": False,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "moe_intermediate_size": 33,
+        },
+        without={"norm_topk_prob": True},
+    ),
+    "qwen3_moe every second layer but one, window, gelu": qwen3_moe(
+        {
+            "num_experts": 12,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+            "num_hidden_layers": 6,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [3],
+            "use_sliding_window": True,
+            "sliding_window": 24,
+            "hidden_act": "gelu",
+        },
+        without={"num_experts_per_tok": 3},
+        seed=1,
+    ),
+    "mixtral 2 of 8": mixtral({}, without={"num_experts_per_tok": 1}),
+    "mixtral 1 of 3, window, head size 20": mixtral(
+        {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 24, "head_dim": 20},
+        without={"sliding_window": None},
+        seed=3,
+    ),
+    "mixtral 4 of 6, sharded, odd sizes": mixtral(
+        {
+            "num_local_experts": 6,
+            "num_experts_per_tok": 4,
+            "intermediate_size": 77,
+            "hidden_size": 84,
+            "num_attention_heads": 7,
+            "num_key_value_heads": 1,
+            "max_shard_size": "150KB",
+            "rope_parameters": rope("default", rope_theta=1e6),
+        },
+        without={"num_experts_per_tok": 3},
+    ),
 }
 
 
@@ -289,7 +376,7 @@ def test_cases_can_see_their_feature(name: str) -> None:
     case = CASES[name]
     prompt = random_prompts([150], case.vocab_size)[0]
     model = torch_reference.load(case.folder)
-    other = type(model).from_pretrained(case.folder, **case.without).eval()
+    other = type(model).from_pretrained(case.folder, experts_implementation="eager", **case.without).eval()
     difference = (torch_reference.logits(model, prompt) - torch_reference.logits(other, prompt)).abs().max().item()
     assert difference > 1000 * LOGPROB_TOLERANCE
 

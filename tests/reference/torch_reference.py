@@ -32,8 +32,9 @@ class Answer:
 
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    """The checkpoint in `dtype`, whatever it is stored in."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    """The checkpoint in `dtype`, whatever it is stored in; experts one by one, since torch's grouped product takes no
+    odd sizes."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, experts_implementation="eager").eval()
 
 
 @torch.inference_mode()

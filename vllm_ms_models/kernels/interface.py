@@ -95,8 +95,8 @@ class Routing:
     rank is the largest of its experts' ("max") or the sum of its two largest ("top2"), and only experts of the
     `top_groups` best groups are chosen. Of equal ranks the first is better.
 
-    Shares are the scores of the chosen experts, without the bias; divided by their sum (+ 1e-20) if `renormalize`; times
-    `scale`. Raises ValueError for what cannot be.
+    Shares are the scores of the chosen experts, without the bias; divided by their sum (+ 1e-20) if `renormalize`;
+    times `scale`. Raises ValueError for what cannot be.
     """
 
     top_k: int

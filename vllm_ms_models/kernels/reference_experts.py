@@ -21,7 +21,11 @@ def choose(logits: Tensor, routing: Routing, bias: Tensor | None) -> tuple[Tenso
     routing.check(experts)
     if tokens == 0:
         return mint.empty((0, routing.top_k), dtype=ms.int32), mint.empty((0, routing.top_k), dtype=ms.float32)
-    scores = ops.softmax(logits, -1) if routing.scoring == "softmax" else 1.0 / (ops.exp(-logits) + 1.0)
+    if routing.scoring == "softmax":  # the Softmax operator makes 0 of NaN
+        powers = ops.exp(logits - ops.amax(logits, -1, True))
+        scores = powers / powers.sum(-1, keepdims=True)
+    else:
+        scores = 1.0 / (ops.exp(-logits) + 1.0)
     ranks = (scores if bias is None else scores + bias).asnumpy().copy()
     if routing.groups > 1:
         grouped = ranks.reshape(tokens, routing.groups, -1)
@@ -49,10 +53,10 @@ def multiply(
     ids: Tensor,
     shares: Tensor,
     activation: str,
-    addend: Tensor | None,
-    first_expert: int,
+    addend: Tensor | None = None,
+    first_expert: int = 0,
 ) -> Tensor:
-    """As `Kernels.experts`, in float32."""
+    """As `Kernels.experts`, in float32; `kernels` multiply."""
     if len(gate_up) != len(down) or ids.shape != shares.shape or ids.shape[:1] != x.shape[:1]:
         raise ValueError(
             f"{len(gate_up)} and {len(down)} weights, ids {ids.shape} and shares {shares.shape} do not fit "
@@ -62,7 +66,6 @@ def multiply(
         raise ValueError(f"the addend is {addend.shape}, x is {x.shape}")
     total = np.zeros(x.shape, np.float32) if addend is None else addend.astype(ms.float32).asnumpy().copy()
     chosen, weights = ids.asnumpy() - first_expert, shares.asnumpy()
-    sums = np.zeros(x.shape, np.float32)
     for expert in np.unique(chosen):
         if not 0 <= expert < len(gate_up):
             continue
@@ -71,5 +74,5 @@ def multiply(
         product = kernels.linear(
             kernels.linear_gated(taken, gate_up[expert], activation), down[expert], dtype=ms.float32
         )
-        np.add.at(sums, rows, (product * Tensor(weights[rows, choices][:, None])).asnumpy())
-    return Tensor(sums + total)
+        np.add.at(total, rows, (product * Tensor(weights[rows, choices][:, None])).asnumpy())
+    return Tensor(total)

@@ -93,8 +93,8 @@ class PackedScheme(IntegerScheme):
     def kernel_weight(self) -> Weight:
         if self.order is not None:
             raise CheckpointError(
-                f"{self.parts[0].name} has its inputs in activation order, which is not supported for experts; quantize "
-                "the model without it (desc_act false, actorder null)."
+                f"{self.parts[0].name} has its inputs in activation order, which is not supported for experts; "
+                "quantize the model without it (desc_act false, actorder null)."
             )
         return super().kernel_weight()
 

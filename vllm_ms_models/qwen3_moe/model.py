@@ -19,7 +19,7 @@ from vllm_ms_models.registry import register_model
 
 
 class Qwen3MoeAttention(Layer):
-    """Self-attention; `window` is the same for all layers. A norm of each head's query and key, before they rotate, keeps their products small."""
+    """Self-attention; a norm of each head's query and key, before they rotate, keeps their products small."""
 
     def __init__(self, config: Any, rotary: RotaryEmbedding, context: ModelContext, prefix: str) -> None:
         super().__init__()
@@ -52,8 +52,11 @@ class Qwen3MoeDecoderLayer(Layer):
         self.input_layernorm = AddRMSNorm(f"{prefix}.input_layernorm", hidden, eps)
         self.self_attn = Qwen3MoeAttention(config, rotary, context, f"{prefix}.self_attn")
         self.post_attention_layernorm = AddRMSNorm(f"{prefix}.post_attention_layernorm", hidden, eps)
-        if layer in config.mlp_only_layers or (layer + 1) % config.decoder_sparse_step:
-            self.mlp = GatedMLP(f"{prefix}.mlp", hidden, config.intermediate_size, config.hidden_act, context)
+        sparse = config.num_experts > 0 and (layer + 1) % config.decoder_sparse_step == 0
+        if layer in config.mlp_only_layers or not sparse:
+            self.mlp: GatedMLP | MoE = GatedMLP(
+                f"{prefix}.mlp", hidden, config.intermediate_size, config.hidden_act, context
+            )
         else:
             routing = softmax_top_k(config.num_experts_per_tok, config.norm_topk_prob)
             size, experts = config.moe_intermediate_size, config.num_experts

@@ -15,7 +15,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore._c_expression import TensorPy  # the base class of Tensor, all in C
 
-from vllm_ms_models.kernels import integer_checks, reference_experts
+from vllm_ms_models.kernels import integer_checks
 from vllm_ms_models.kernels.cpu.loader import load
 from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Routing, Weight
 
@@ -45,6 +45,13 @@ class PackedWeight(Weight):
 def _code(dtype: Any) -> int:
     """Code of a dtype, or -1."""
     return next((code for code, known in enumerate(_DTYPES) if known == dtype), -1)
+
+
+def _gate(activation: str) -> int:
+    """Code of a gated activation."""
+    if activation not in _GATES:
+        raise ValueError(f"Activation {activation!r} is unknown; silu, gelu and gelu_tanh are supported.")
+    return _GATES[activation]
 
 
 class CpuKernels(Kernels):
@@ -145,9 +152,7 @@ class CpuKernels(Kernels):
         return self._kernels.linear_split(x, weight, bias)
 
     def linear_gated(self, x: Tensor, weight: Weight, activation: str, bias: Tensor | None = None) -> Tensor:
-        if activation not in _GATES:
-            raise ValueError(f"Activation {activation!r} is unknown; silu, gelu and gelu_tanh are supported.")
-        return self._kernels.linear_gated(x, weight, bias, _GATES[activation])
+        return self._kernels.linear_gated(x, weight, bias, _gate(activation))
 
     def linear_heads(self, x: Tensor, weights: Sequence[Weight], passed: int = 0) -> Tensor:
         return self._kernels.linear_heads(x, tuple(weights), passed)
@@ -158,7 +163,18 @@ class CpuKernels(Kernels):
     # --- mixture of experts ------------------------------------------------------------------------------------
 
     def choose_experts(self, logits: Tensor, routing: Routing, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return reference_experts.choose(logits, routing, bias)
+        routing.check(logits.shape[-1])
+        return self._module.choose_experts(
+            logits,
+            bias,
+            routing.top_k,
+            routing.groups,
+            routing.top_groups,
+            routing.scoring == "sigmoid",
+            routing.group_rank == "top2",
+            routing.renormalize,
+            routing.scale,
+        )
 
     def experts(
         self,
@@ -171,8 +187,7 @@ class CpuKernels(Kernels):
         addend: Tensor | None = None,
         first_expert: int = 0,
     ) -> Tensor:
-        result = reference_experts.multiply(self, x, gate_up, down, ids, shares, activation, addend, first_expert)
-        return result.astype(x.dtype)
+        return self._kernels.experts(x, gate_up, down, ids, shares, _gate(activation), addend, first_expert)
 
     # --- elementwise -------------------------------------------------------------------------------------------
 

@@ -78,6 +78,32 @@ struct LinearCall {
   Outputs out;
 };
 
+// Of a token's choices, those of experts [first_expert, first_expert + experts) are multiplied.
+struct ExpertsCall {
+  const Packed* const* gate_up;  // [experts]; null for those that no token chose
+  const Packed* const* down;
+  long experts, first_expert;
+  const void* x;       // [tokens, features]
+  const void* addend;  // the same, or null
+  void* out;           // the same
+  int dtype;
+  long tokens, features, top_k;
+  const int32_t* ids;   // [tokens, top_k]
+  const float* shares;  // [tokens, top_k]
+  Gate gate;
+};
+
+// As `Routing` in interface.py.
+struct RoutingCall {
+  const float* logits;  // [tokens, experts]
+  const float* bias;    // [experts] or null
+  int32_t* ids;         // [tokens, top_k]
+  float* shares;        // [tokens, top_k]
+  long tokens, experts, top_k, groups, top_groups;
+  bool sigmoid, two_best, renormalize;
+  double scale;
+};
+
 struct AttentionCall {
   void* out;          // [tokens, heads, value_size]
   const void* query;  // [tokens, heads, head_size]
@@ -124,6 +150,7 @@ struct Functions {
                            long stride);  // stride in elements
   const char* (*embedding)(const Packed& weight, const void* ids, bool wide, long count, long first_row, void* out);
   const char* (*linear)(const LinearCall& call);
+  const char* (*experts)(const ExpertsCall& call);
   const char* (*rms_norm)(const void* x, const float* weight, void* out, int dtype, long rows, long features,
                           double eps);
   const char* (*add_rms_norm)(const void* x, void* residual, const float* weight, void* out, int dtype, long rows,
@@ -144,6 +171,9 @@ void pack_integers(const Packed& weight, int part, long first_row, const int8_t*
 void pack_scales(Packed& weight, int part, long first_row, const float* scales, const int8_t* zeros,
                  const int32_t* addends, long rows);
 
+// Choice of experts, the same for every instruction set (routing.cpp).
+const char* choose_experts(const RoutingCall& call);
+
 }  // namespace vllm_ms
 
 // Declares the functions of one ISA's namespace; each of the kernel sources defines some of them.
@@ -152,6 +182,7 @@ void pack_scales(Packed& weight, int part, long first_row, const float* scales, 
   const char* embedding(const Packed&, const void*, bool, long, long, void*);                 \
   const char* linear(const LinearCall&);                                                      \
   const char* linear_integers(const LinearCall&);                                             \
+  const char* experts(const ExpertsCall&);                                                    \
   const char* rms_norm(const void*, const float*, void*, int, long, long, double);            \
   const char* add_rms_norm(const void*, void*, const float*, void*, int, long, long, double); \
   const char* gate_and_mul(const void*, const void*, void*, int, long, Gate);                 \

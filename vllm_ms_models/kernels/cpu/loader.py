@@ -29,8 +29,16 @@ logger = logging.getLogger("vllm.ms_models")
 
 MODULE = "_vllm_ms_cpu"
 SOURCES = Path(__file__).parent
-KERNELS = ("attention", "gemm_integers", "gemm", "elementwise", "kv_cache", "pack")  # once per ISA, slowest first
-COMMON = ("module", "memory", "threads", "pack_integers")  # compiled once, for any machine
+KERNELS = (
+    "attention",
+    "gemm_integers",
+    "gemm",
+    "elementwise",
+    "kv_cache",
+    "experts",
+    "pack",
+)  # once per ISA, slowest first
+COMMON = ("module", "memory", "threads", "pack_integers", "routing")  # compiled once, for any machine
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")

@@ -9,6 +9,7 @@
 
 #include <cstring>
 
+#include "calls_experts.h"
 #include "calls_latent.h"
 #include "threads.h"
 #include "weights.h"
@@ -53,8 +54,8 @@ bool has_portable() { return true; }
 #define X(isa)                                                                                                     \
   {#isa,                                                                                                           \
    has_##isa,                                                                                                      \
-   {isa::pack_rows, isa::embedding, isa::linear, isa::rms_norm, isa::add_rms_norm, isa::gate_and_mul, isa::rotary, \
-    isa::write_kv, isa::attention}},
+   {isa::pack_rows, isa::embedding, isa::linear, isa::experts, isa::rms_norm, isa::add_rms_norm, isa::gate_and_mul, \
+    isa::rotary, isa::write_kv, isa::attention}},
 const Isa kIsas[] = {VLLM_MS_EACH_ISA(X)};  // best first
 #undef X
 
@@ -109,8 +110,8 @@ PyMethodDef kKernels[] = {
     FAST("load_rows", load_rows),       FAST("embedding", embedding),       FAST("linear", linear),
     FAST("linear_split", linear_split), FAST("linear_gated", linear_gated), FAST("rms_norm", rms_norm),
     FAST("add_rms_norm", add_rms_norm), FAST("gate_and_mul", gate_and_mul), FAST("rotary", rotary),
-    FAST("write_kv", write_kv),         FAST("attention", attention),       FAST("linear_heads", linear_heads),
-    FAST("write_latent", write_latent), FAST("mla_attention", mla_attention),
+    FAST("write_kv", write_kv),         FAST("attention", attention),       FAST("experts", experts),
+    FAST("linear_heads", linear_heads), FAST("write_latent", write_latent), FAST("mla_attention", mla_attention),
 };
 
 // kernels(name) -> module of the kernels for an instruction set
@@ -149,6 +150,7 @@ PyMethodDef kMethods[] = {
     FAST("load_integers", load_integers),
     FAST("load_scales", load_scales),
     FAST("set_input", set_input),
+    FAST("choose_experts", choose_experts),
     {nullptr, nullptr, 0, nullptr},
 };
 #undef FAST
