@@ -126,7 +126,8 @@ def test_in_one_piece_and_in_steps(
         positions = torch.arange(first, last)
         slots = table[0, positions // 16].long() * 16 + positions % 16
         starts, lengths = torch.tensor([0, last - first]).int(), torch.tensor([last]).int()
-        sequences = PagedSequences(*map(to_mindspore, (starts, lengths, table)), last - first, last)
+        start, length, blocks = map(to_mindspore, (starts, lengths, table))
+        sequences = PagedSequences(start, length, blocks, last - first, last)
         batch = Batch(to_mindspore(positions), {"a.attn": CacheView(sequences, to_mindspore(slots))})
         got.append(to_torch(cell(to_mindspore(hidden[first:last].contiguous()), batch)))
     want = expected(hidden, tensors, config, rotary)

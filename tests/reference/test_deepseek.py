@@ -1,4 +1,4 @@
-"""DeepSeek-V2 and V3 against the torch models of transformers in float32: latent attention and both kinds of routing."""
+"""DeepSeek-V2 and V3 against the torch models of transformers in float32: latent attention, both kinds of routing."""
 
 import json
 import shutil
