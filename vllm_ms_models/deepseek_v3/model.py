@@ -1,4 +1,4 @@
-"""DeepSeek-V3 and R1 (arXiv:2412.19437), and V2 (arXiv:2405.04434), which routes otherwise: latent attention, experts."""
+"""DeepSeek-V3, R1 (arXiv:2412.19437) and V2 (arXiv:2405.04434), which routes otherwise: latent attention, experts."""
 
 from typing import Any
 
