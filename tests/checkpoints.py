@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -26,6 +28,8 @@ from transformers import (
 )
 
 _CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
+    "deepseek_v2": DeepseekV2Config,
+    "deepseek_v3": DeepseekV3Config,
     "qwen2": Qwen2Config,
     "llama": LlamaConfig,
     "mistral": MistralConfig,
@@ -74,6 +78,9 @@ def random_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32,
                 weight.copy_(noise * 0.5 if name.endswith(".bias") else 1 + noise * 0.2)
             else:
                 weight.copy_(noise * settings.initializer_range)
+        for name, bias in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):  # a DeepSeek router's, about as far apart as its scores
+                bias.copy_(torch.randn(bias.shape, generator=generator) * 0.2)
     return model.to(dtype).eval()
 
 
@@ -90,7 +97,10 @@ def _write(family: str, seed: int, dtype: torch.dtype, options: str) -> Path:
     settings = json.loads(options)
     shard = settings.pop("max_shard_size", "5GB")
     folder = Path(tempfile.mkdtemp(prefix=f"{family}_", dir=_root()))
-    random_model(family, seed, dtype, **settings).save_pretrained(folder, max_shard_size=shard)
+    model = random_model(family, seed, dtype, **settings)
+    # Modules of no size (no shared experts) are not in published checkpoints.
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if tensor.numel()}
+    model.save_pretrained(folder, max_shard_size=shard, state_dict=tensors)
     return folder
 
 

@@ -14,6 +14,8 @@ ENTRY_POINT_GROUP = "vllm_ms_models.models"
 
 # Architecture (config.json's "architectures") -> the module whose import registers it.
 BUILT_IN = {
+    "DeepseekV2ForCausalLM": "vllm_ms_models.deepseek_v3.model",
+    "DeepseekV3ForCausalLM": "vllm_ms_models.deepseek_v3.model",
     "LlamaForCausalLM": "vllm_ms_models.llama.model",
     "MistralForCausalLM": "vllm_ms_models.llama.model",
     "MixtralForCausalLM": "vllm_ms_models.mixtral.model",

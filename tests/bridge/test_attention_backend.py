@@ -14,15 +14,23 @@ from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheLayout,
     KVQuantMode,
+    MLAAttentionSpec,
     SlidingWindowSpec,
     compute_layer_kv_cache_shape_bytes,
 )
 
 from vllm_ms_models import kernels
-from vllm_ms_models.bridge.attention_backend import CachedLayer, MetadataBuilder, MindSporeAttentionBackend
+from vllm_ms_models.bridge.attention_backend import (
+    CachedLatentLayer,
+    CachedLayer,
+    MetadataBuilder,
+    MindSporeAttentionBackend,
+    cached_layer,
+)
 from vllm_ms_models.bridge.tensors import to_torch
 from vllm_ms_models.kernels.reference import ReferenceKernels
 from vllm_ms_models.layers.attention import Attention
+from vllm_ms_models.layers.mla import LatentAttention
 
 CONFIG: Any = SimpleNamespace(cache_config=SimpleNamespace(block_size=16, cache_dtype="auto"))
 INT8: Any = SimpleNamespace(cache_config=SimpleNamespace(block_size=16, cache_dtype="int8_per_token_head"))
@@ -127,6 +135,26 @@ def test_what_the_cache_manager_is_asked_for() -> None:
     assert isinstance(window, SlidingWindowSpec)
     assert window.sliding_window == 100
     assert window.page_size_bytes == full.page_size_bytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cache_of_latents(dtype: torch.dtype) -> None:
+    """A row of latent and rotated key for each position, and nothing else; vLLM's tensor reaches the cell whole."""
+    cell = LatentAttention("a", 4, 40, 32, 1.0)
+    layer = cached_layer(cell, dtype)
+    assert isinstance(layer, CachedLatentLayer)
+    spec = layer.get_kv_cache_spec(CONFIG)
+    assert isinstance(spec, MLAAttentionSpec)
+    assert spec.page_size_bytes == 16 * 40 * dtype.itemsize
+    cache = torch.zeros(compute_layer_kv_cache_shape_bytes(spec, 5), dtype=torch.int8).view(dtype)
+    layer.bind_kv_cache(cache)
+    assert cell.cache is not None
+    assert cell.cache.shape == cell.kernels.latent_cache_shape(5, 16, 40)
+    assert cell.cache.data_ptr() == cache.data_ptr() == layer.kv_cache.data_ptr()
+    to_torch(cell.cache)[3] = 1
+    assert [bool(block.any()) for block in cache] == [False, False, False, True, False]
+    assert isinstance(cached_layer(Attention("b", 4, 2, 8), dtype), CachedLayer)
+    assert cached_layer(object(), dtype) is None
 
 
 @pytest.mark.parametrize("window", [None, 100])

@@ -15,6 +15,7 @@ from tests.kernels.test_reference_attention import *  # noqa: F403
 from tests.kernels.test_reference_experts import *  # noqa: F403
 from tests.kernels.test_reference_int8_cache import *  # noqa: F403
 from tests.kernels.test_reference_integers import *  # noqa: F403
+from tests.kernels.test_reference_latent import *  # noqa: F403
 from vllm_ms_models.kernels.cpu import CpuKernels, KernelBuildError
 from vllm_ms_models.kernels.cpu.backend import load_module
 

@@ -37,6 +37,16 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+_LATENT = {  # without experts: which of them a token has, rounding decides now and then
+    "num_key_value_heads": 8,
+    "q_lora_rank": 96,
+    "kv_lora_rank": 128,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "first_k_dense_replace": 4,
+    "num_nextn_predict_layers": 0,
+}
 
 # Family, dtype, config.
 CASES: dict[str, tuple[str, torch.dtype, Mapping[str, Any]]] = {
@@ -46,12 +56,14 @@ CASES: dict[str, tuple[str, torch.dtype, Mapping[str, Any]]] = {
     "llama_one_kv_head": ("llama", torch.bfloat16, {"num_key_value_heads": 1, "rope_parameters": _LLAMA3}),
     "llama_biases": ("llama", torch.bfloat16, {"attention_bias": True, "mlp_bias": True, "head_dim": 20}),
     "mistral_window": ("mistral", torch.bfloat16, {"sliding_window": 40}),
+    "deepseek_latent": ("deepseek_v3", torch.bfloat16, _LATENT),
     "qwen3": ("qwen3", torch.bfloat16, {"head_dim": 64}),
     # All experts: where rounding changes which are chosen, either side is off by much more, and who is by chance.
     "qwen3_moe": ("qwen3_moe", torch.bfloat16, _EXPERTS | {"num_experts_per_tok": 8, "head_dim": 64}),
     "mixtral": ("mixtral", torch.bfloat16, {"num_local_experts": 4, "num_experts_per_tok": 4}),
     "qwen2_float16": ("qwen2", torch.float16, {}),
     "llama_float16": ("llama", torch.float16, {"num_key_value_heads": 1}),
+    "deepseek_float16": ("deepseek_v3", torch.float16, _LATENT | {"q_lora_rank": None}),
 }
 LENGTHS = (2, 33, 100, 200)
 TOKENS = 48

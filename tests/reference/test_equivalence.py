@@ -14,11 +14,13 @@ import pytest
 from tests.checkpoints import checkpoint, random_prompts
 from tests.engines import counter, engine, greedy, token_ids
 from tests.reference import torch_reference
+from tests.reference.test_deepseek import SIZES as DEEPSEEK
 from tests.reference.torch_reference import LEAST_MARGIN
 
 TOKENS = 32
 
-# Full attention only; full and sliding layers (two KV cache groups); a window everywhere. The seeds are such that no
+# Full attention only; full and sliding layers (two KV cache groups); a window everywhere; latent attention
+# and experts. The seeds are such that no
 # token below is decided by less than LEAST_MARGIN.
 MODELS: dict[str, tuple[str, int, Mapping[str, Any]]] = {
     "llama": ("llama", 10, {"num_attention_heads": 8}),
@@ -28,6 +30,7 @@ MODELS: dict[str, tuple[str, int, Mapping[str, Any]]] = {
         {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2, "num_hidden_layers": 4},
     ),
     "mistral_window": ("mistral", 1, {"sliding_window": 40}),
+    "deepseek_v3": ("deepseek_v3", 1, DEEPSEEK | {"n_group": 2, "n_routed_experts": 16, "num_experts_per_tok": 4}),
 }
 LENGTHS = (1, 7, 31, 32, 33, 64, 90, 150)
 

@@ -13,13 +13,21 @@ from vllm.v1.attention.backend import (
     CommonAttentionMetadata,
     MultipleOf,
 )
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheLayout, KVCacheSpec, KVQuantMode, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheLayout,
+    KVCacheSpec,
+    KVQuantMode,
+    MLAAttentionSpec,
+    SlidingWindowSpec,
+)
 
 from vllm_ms_models.bridge.refusals import BLOCK_MULTIPLE, INT8_CACHE
 from vllm_ms_models.bridge.tensors import to_mindspore
 from vllm_ms_models.kernels import SCALE_BYTES, PagedSequences
 from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import CacheView
+from vllm_ms_models.layers.mla import LatentAttention
 
 
 class MetadataBuilder(AttentionMetadataBuilder[Any]):
@@ -115,3 +123,34 @@ class CachedLayer(AttentionLayerBase):
         storage = ms.int8 if kv_cache.dtype == torch.int8 else None
         shape = cell.kernels.cache_shape(blocks, block_size, cell.num_kv_heads, cell.head_size, storage)
         cell.cache = to_mindspore(kv_cache.view(shape))
+
+
+class CachedLatentLayer(AttentionLayerBase):
+    """What vLLM sees of one `LatentAttention` cell: one row for each position, keys and values of all heads in it."""
+
+    def __init__(self, cell: LatentAttention, dtype: torch.dtype) -> None:
+        self.cell = cell
+        self.dtype = dtype
+        self.num_heads = cell.num_heads
+        self.kv_cache = torch.empty(0)
+
+    def get_attn_backend(self) -> type[AttentionBackend]:
+        return MindSporeAttentionBackend
+
+    def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec:
+        block_size = vllm_config.cache_config.block_size
+        return MLAAttentionSpec(block_size=block_size, num_kv_heads=1, head_size=self.cell.width, dtype=self.dtype)
+
+    def bind_kv_cache(self, kv_cache: torch.Tensor) -> None:
+        """`kv_cache` is vLLM's `[blocks, 1, block_size, width]`; the cell sees our shape of it."""
+        self.kv_cache = kv_cache
+        blocks, _, block_size, width = kv_cache.shape
+        shape = self.cell.kernels.latent_cache_shape(blocks, block_size, width)
+        self.cell.cache = to_mindspore(kv_cache.view(shape))
+
+
+def cached_layer(cell: object, dtype: torch.dtype) -> CachedLayer | CachedLatentLayer | None:
+    """The layer that vLLM allocates a cache for, if `cell` needs one."""
+    if isinstance(cell, LatentAttention):
+        return CachedLatentLayer(cell, dtype)
+    return CachedLayer(cell, dtype) if isinstance(cell, Attention) else None

@@ -60,7 +60,7 @@ class SafetensorsLoader(BaseModelLoader):
 
         assert isinstance(model, CausalLMShell)
         slots = _fitting_slots(model)
-        ignored = list(COMPUTED)
+        ignored = [*COMPUTED, *getattr(model.cell, "ignored", ())]
         if model_config.hf_text_config.tie_word_embeddings:
             ignored.append("lm_head.weight")
         folder = self._folder(model_config)

@@ -20,17 +20,17 @@ class CausalLMShell(torch.nn.Module):
     """A text-generation model to vLLM; all work is done by the Cell registered for `architecture`.
 
     A Cell offers `construct(input_ids, batch, inputs_embeds=None)` -> hidden states `[tokens, hidden]`,
-    `embed(input_ids)` and `logits(hidden)` -> float32 `[rows, vocab]`; its parts offer `slots()`.
+    `embed(input_ids)` and `logits(hidden)` -> float32 `[rows, vocab]`; its parts offer `slots()`. It may name in
+    `ignored` (patterns) the checkpoint's tensors that this model does not need.
     """
 
     architecture: ClassVar[str]
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        from vllm_ms_models.bridge.attention_backend import CachedLayer
+        from vllm_ms_models.bridge.attention_backend import cached_layer
         from vllm_ms_models.bridge.context import model_context
         from vllm_ms_models.bridge.tensors import Staging
-        from vllm_ms_models.layers.attention import Attention
 
         model_config = vllm_config.model_config
         cell_class = registry.lookup(self.architecture)
@@ -41,8 +41,8 @@ class CausalLMShell(torch.nn.Module):
         self.cell.set_train(False)
         layers = vllm_config.compilation_config.static_forward_context
         for _, cell in self.cell.cells_and_names():
-            if isinstance(cell, Attention):
-                layers[cell.name] = CachedLayer(cell, self.dtype)
+            if (layer := cached_layer(cell, self.dtype)) is not None:
+                layers[cell.name] = layer
 
     def slots(self) -> Iterator["Slot"]:
         """Every checkpoint tensor that the model reads."""

@@ -46,6 +46,11 @@ def _model(vllm_config: VllmConfig) -> Iterator[str]:
             f"--kv-cache-dtype {cache.cache_dtype} is not supported: the cache has the model's dtype "
             f"({model.dtype}) or int8; use --kv-cache-dtype auto or {INT8_CACHE}."
         )
+    if cache.cache_dtype == INT8_CACHE and model.is_deepseek_mla:
+        yield (
+            f"--kv-cache-dtype {INT8_CACHE} is not supported for multi-head latent attention, whose cache is small "
+            "already; use --kv-cache-dtype auto."
+        )
     if cache.block_size % BLOCK_MULTIPLE:
         yield f"--block-size {cache.block_size} is not supported: use a multiple of {BLOCK_MULTIPLE}, or leave it out."
     if load.load_format not in LOAD_FORMATS:

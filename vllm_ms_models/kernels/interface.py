@@ -230,6 +230,14 @@ class Kernels(ABC):
         """
 
     @abstractmethod
+    def linear_heads(self, x: Tensor, weights: Sequence[Weight], passed: int = 0) -> Tensor:
+        """Each head's features times a matrix of its own: `x_h @ weights[h].T`.
+
+        `[tokens, heads * (in + passed)]` -> `[tokens, heads * (out + passed)]`, `weights` being matrices of floats
+        `[out, in]`, one part each; the last `passed` features of every head are copied.
+        """
+
+    @abstractmethod
     def embedding(self, ids: Tensor, weight: Weight, first_row: int = 0) -> Tensor:
         """Rows `ids - first_row` of `weight`, as `[tokens, in_features]` in the weight's dtype.
 
@@ -294,13 +302,21 @@ class Kernels(ABC):
 
     @abstractmethod
     def rotary(
-        self, query: Tensor, key: Tensor, positions: Tensor, cos_sin: Tensor, head_size: int, interleaved: bool
+        self,
+        query: Tensor,
+        key: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        head_size: int,
+        interleaved: bool,
+        offset: int = 0,
     ) -> None:
         """Rotate `query` and `key` `[tokens, heads * head_size]` in place.
 
         `positions` is int64 `[tokens]`; `cos_sin` float32 `[max_position, rotary_size]`, row p holding
-        cos(p f_0) ... cos(p f_{r/2-1}), sin(p f_0) ... sin(p f_{r/2-1}). The first `rotary_size` features of each
-        head rotate, the others stay. Pairs are (i, i + rotary_size/2), or (2i, 2i + 1) when `interleaved`.
+        cos(p f_0) ... cos(p f_{r/2-1}), sin(p f_0) ... sin(p f_{r/2-1}). Of each head, `rotary_size` features
+        from `offset` on rotate, the others stay. Pairs are (i, i + rotary_size/2), or (2i, 2i + 1) when `interleaved`,
+        counted from `offset`.
         """
 
     @abstractmethod
@@ -347,4 +363,29 @@ class Kernels(ABC):
         In a cache of int8, a key or value is its integers times its scale: `q.k` is the product with the integers
         times the key's scale, and a value's scale multiplies the value's probability, unless that is 0. Hence what a
         token does not attend to cannot make it NaN.
+        """
+
+    # --- multi-head latent attention (DeepSeek-V2, arXiv:2405.04434) ---------------------------------------------
+
+    @abstractmethod
+    def latent_cache_shape(self, num_blocks: int, block_size: int, width: int) -> tuple[int, int, int]:
+        """Shape of one layer's cache, block axis first, for `write_latent` and `mla_attention`.
+
+        A position takes `width` values in the dtype of the activations and nothing else. Raises ValueError for a block
+        size that the back end does not take; every one takes multiples of 16.
+        """
+
+    @abstractmethod
+    def write_latent(self, latent: Tensor, cache: Tensor, slots: Tensor) -> None:
+        """Store `latent` `[tokens, width]` at `slots` of `cache`, in place; slots as in `write_kv`."""
+
+    @abstractmethod
+    def mla_attention(
+        self, query: Tensor, cache: Tensor, sequences: PagedSequences, scale: float, value_size: int
+    ) -> Tensor:
+        """Causal attention of `query` `[tokens, heads * width]` over keys that all heads share.
+
+        A position's key is its `width` values in the cache, its value the first `value_size` of them. The result is
+        `[tokens, heads * value_size]`: softmax in float32 of `scale * q.k` over the positions up to the token's own.
+        Rows that belong to no sequence (beyond `query_start[-1]`) are undefined.
         """

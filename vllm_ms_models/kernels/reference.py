@@ -11,62 +11,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import mindspore as ms
-import ml_dtypes
 import numpy as np
 from mindspore import Tensor, mint, ops
 
-from vllm_ms_models.kernels import reference_cache, reference_experts, reference_integers
+from vllm_ms_models.kernels import reference_cache, reference_experts, reference_integers, reference_latent
 from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Routing, Weight
+from vllm_ms_models.kernels.reference_memory import NUMPY as _NUMPY
+from vllm_ms_models.kernels.reference_memory import cast as _cast
+from vllm_ms_models.kernels.reference_memory import copy as _copy
+from vllm_ms_models.kernels.reference_memory import memory as _memory
 
-_NUMPY = {
-    ms.float32: np.dtype(np.float32),
-    ms.float16: np.dtype(np.float16),
-    ms.bfloat16: np.dtype(ml_dtypes.bfloat16),
-}
 _WEIGHT_CHUNK = 1 << 21  # weight elements widened to float32 at a time: 8 MB, which a last-level cache holds
 _SCORE_CHUNK = 1 << 24  # attention scores at a time: 64 MB
 _MASKED = -3.0e38  # a score no other can be below; its exponential is 0 even after the maximum was subtracted
-
-
-class _Buffer:
-    """NumPy's view of a tensor's memory as integers; the array made of it keeps the tensor alive."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-        self.__array_interface__ = {
-            "version": 3,
-            "data": (tensor.data_ptr(), False),
-            "shape": tensor.shape,
-            "typestr": f"=u{tensor.itemsize}",
-        }
-
-
-def _memory(tensor: Tensor, or_int8: bool = False) -> np.ndarray:
-    """The memory of a contiguous CPU tensor of floats (caches: or int8) as a writable array."""
-    dtype = np.dtype(np.int8) if or_int8 and tensor.dtype == ms.int8 else _NUMPY.get(tensor.dtype)
-    if dtype is None:
-        raise ValueError(f"expected a float32, float16 or bfloat16 tensor, got {tensor.dtype}")
-    if not tensor.is_contiguous():
-        raise ValueError(f"expected a contiguous tensor, got strides {tensor.stride()} for shape {tensor.shape}")
-    if 0 in tensor.shape:
-        return np.empty(tensor.shape, dtype)
-    return np.asarray(_Buffer(tensor)).view(dtype)
-
-
-def _cast(x: Tensor, dtype: ms.Type) -> Tensor:
-    """`x.astype(dtype)` between float dtypes, to nearest even: the Cast operator is ten times slower in bfloat16."""
-    if x.dtype == dtype:
-        return x
-    x = x.contiguous()
-    result = mint.empty(x.shape, dtype=dtype)
-    _copy(_memory(result), _memory(x))
-    return result
-
-
-def _copy(target: np.ndarray, source: np.ndarray) -> None:
-    """`target[...] = source`, rounding to nearest even; values too large for `target` become infinite, silently."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        np.copyto(target, source, casting="unsafe")
 
 
 def _float32(x: Tensor) -> Tensor:
@@ -194,6 +151,9 @@ class ReferenceKernels(Kernels):
             _copy(_memory(rows), source)
             yield rows
 
+    def linear_heads(self, x: Tensor, weights: Sequence[Weight], passed: int = 0) -> Tensor:
+        return reference_latent.linear_heads(x, weights, passed, lambda rows, weight: self._product(rows, weight, None))
+
     def embedding(self, ids: Tensor, weight: Weight, first_row: int = 0) -> Tensor:
         result = mint.empty((ids.shape[0], weight.in_features), dtype=weight.dtype)
         if ids.shape[0] > 0:
@@ -251,22 +211,31 @@ class ReferenceKernels(Kernels):
     # --- attention ---------------------------------------------------------------------------------------------
 
     def rotary(
-        self, query: Tensor, key: Tensor, positions: Tensor, cos_sin: Tensor, head_size: int, interleaved: bool
+        self,
+        query: Tensor,
+        key: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        head_size: int,
+        interleaved: bool,
+        offset: int = 0,
     ) -> None:
         half = cos_sin.shape[1] // 2
-        _require(2 * half <= head_size, f"{2 * half} features cannot rotate in a head of {head_size}")
+        fits = 0 <= offset <= head_size - 2 * half
+        _require(fits, f"{2 * half} features from feature {offset} on cannot rotate in a head of {head_size}")
         if positions.shape[0] == 0:
             return
         rows = ops.gather(cos_sin, positions, 0).reshape(-1, 1, 2 * half)
         for x in (query, key):
-            _overwrite(x, self._rotated(x, rows[..., :half], rows[..., half:], head_size, interleaved))
+            _overwrite(x, self._rotated(x, rows[..., :half], rows[..., half:], head_size, interleaved, offset))
 
     @staticmethod
-    def _rotated(x: Tensor, cos: Tensor, sin: Tensor, head_size: int, interleaved: bool) -> Tensor:
+    def _rotated(x: Tensor, cos: Tensor, sin: Tensor, head_size: int, interleaved: bool, offset: int) -> Tensor:
         """`x` in float32 with pairs turned by the angles of `cos` and `sin`, both `[tokens, 1, pairs]`."""
         tokens, features = x.shape
         half = cos.shape[-1]
-        heads = _float32(x).reshape(tokens, features // head_size, head_size)
+        whole = _float32(x).reshape(tokens, features // head_size, head_size)
+        heads = whole[..., offset:]
         if interleaved:
             first, second = heads[..., 0 : 2 * half : 2], heads[..., 1 : 2 * half : 2]
         else:
@@ -276,7 +245,9 @@ class ReferenceKernels(Kernels):
             parts = [ops.stack(turned, -1).reshape(tokens, -1, 2 * half)]
         else:
             parts = list(turned)
-        if 2 * half < head_size:
+        if offset:
+            parts.insert(0, whole[..., :offset])
+        if offset + 2 * half < head_size:
             parts.append(heads[..., 2 * half :])
         return ops.concat(parts, -1).reshape(tokens, features)
 
@@ -339,6 +310,17 @@ class ReferenceKernels(Kernels):
                 rows = self._attend(heads[first:last], *pages, mask, scale, soft_cap)
                 _copy(memory[first:last], _memory(rows.contiguous()))
         return result
+
+    def latent_cache_shape(self, num_blocks: int, block_size: int, width: int) -> tuple[int, int, int]:
+        return num_blocks, block_size, width
+
+    def write_latent(self, latent: Tensor, cache: Tensor, slots: Tensor) -> None:
+        reference_latent.write(latent, cache, slots)
+
+    def mla_attention(
+        self, query: Tensor, cache: Tensor, sequences: PagedSequences, scale: float, value_size: int
+    ) -> Tensor:
+        return reference_latent.attention(query, cache, sequences, scale, value_size)
 
     @staticmethod
     def _gather(

@@ -65,11 +65,20 @@ class RopeParameters:
     truncate: bool = True  # yarn
     short_factor: tuple[float, ...] = ()  # longrope
     long_factor: tuple[float, ...] = ()  # longrope
+    mscale_all_dim: float = 0.0  # all but default: DeepSeek's, see `softmax_factor`
 
     @property
     def rotary_size(self) -> int:
         """Features of a head that rotate: `rotary_dim`, rounded up to an even number as transformers does."""
         return self.rotary_dim + self.rotary_dim % 2
+
+    @property
+    def softmax_factor(self) -> float:
+        """What DeepSeek multiplies the softmax scale by: (0.1 mscale_all_dim ln(factor) + 1)^2.
+
+        As `yarn_apply_mscale` of transformers' DeepSeek models: 1 unless the rope is scaled and `mscale_all_dim` given.
+        """
+        return (0.1 * self.mscale_all_dim * math.log(max(self.factor, 1.0)) + 1.0) ** 2
 
     @classmethod
     def from_config(cls, config: Any, layer_type: str | None = None) -> "RopeParameters":
@@ -199,6 +208,8 @@ def _type_fields(read: _Reader, pairs: int) -> dict[str, Any]:
         if not truncate and read.values["truncate"] is not False:
             read.fail("truncate", "true or false", read.values["truncate"])
         fields["attention_scaling"] = read.number("attention_factor", default=_yarn_scaling(read, factor))
+    if read.rope_type != "default":
+        fields["mscale_all_dim"] = read.number("mscale_all_dim", default=0.0)
     return fields
 
 

@@ -11,9 +11,13 @@ from vllm_ms_models.layers.rope import RopeParameters, cos_sin_table, covered_po
 
 
 class RotaryEmbedding(Layer):
-    """One table of angles for all layers; `rope.py` knows the scaling types. Rotates in place."""
+    """One table of angles for all layers; `rope.py` knows the scaling types. Rotates in place.
 
-    def __init__(self, config: Any, context: ModelContext, interleaved: bool = False) -> None:
+    `before` features of each head, which come first, do not rotate (DeepSeek: the latent). `softmax_factor` is what the
+    scaling type asks the softmax scale to be multiplied by.
+    """
+
+    def __init__(self, config: Any, context: ModelContext, interleaved: bool = False, before: int = 0) -> None:
         super().__init__()
         parameters = RopeParameters.from_config(config)
         covered = covered_positions(parameters, config)
@@ -22,10 +26,12 @@ class RotaryEmbedding(Layer):
                 f"--max-model-len {context.max_model_len} is beyond the {covered} positions that the model's rotary "
                 f"embedding ({parameters.rope_type}) covers; use {covered} or less."
             )
-        self.head_size = parameters.head_dim
+        self.head_size = before + parameters.head_dim
+        self.before = before
+        self.softmax_factor = parameters.softmax_factor
         self.interleaved = interleaved
         self.kernels = kernels.get()
         self.cos_sin = Tensor.from_numpy(cos_sin_table(parameters, context.max_model_len))
 
     def construct(self, query: Tensor, key: Tensor, positions: Tensor) -> None:
-        self.kernels.rotary(query, key, positions, self.cos_sin, self.head_size, self.interleaved)
+        self.kernels.rotary(query, key, positions, self.cos_sin, self.head_size, self.interleaved, self.before)

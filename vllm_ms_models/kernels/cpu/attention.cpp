@@ -28,6 +28,9 @@
 // one sequence over 16384 positions takes 0.74 times as long as in bf16 with 4 rows to a KV head, and 0.78 with 7 (two
 // threads; one thread is limited by its multipliers then); without vdpbf16ps all are, and it is 1.1 to 1.2.
 //
+// A cache of latents (multi-head latent attention) has one row for each position, key and value of all heads: a KV head
+// whose group is all heads. Its tiles are always copied (attention_latent.h); nothing else differs.
+//
 // Precision. Scores, m, l and sums are float32. With AVX-512 BF16, probabilities of bfloat16 are rounded to bfloat16,
 // as the eager attention of transformers does, and multiplied by vdpbf16ps, twice as fast as float32; l is the sum of
 // the rounded ones (one more dot product, with ones), so that they still add up to one. Their exponential needs a

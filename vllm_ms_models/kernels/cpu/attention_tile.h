@@ -2,6 +2,7 @@
 // or in a copy. attention.cpp explains the whole, kv_cache.cpp the layout of the cache.
 #pragma once
 
+#include "attention_latent.h"
 #include "attention_softmax.h"
 #include "kv_cache.h"
 #include "tile_integers.h"
@@ -48,9 +49,10 @@ struct Forms<Bf16, int8_t> {
 
 struct Geometry {
   CacheLayout layout;
-  long group, padded;  // query heads of a KV head; head_size up to a multiple of 16
+  long group, padded;  // query heads of a KV head; value_size up to a multiple of 16
   long tokens;         // of an item, at most
   bool direct;         // the panels of the cache need no padding
+  long latent;         // value_size of a cache of latents, or 0
 };
 
 // One thread's buffers for an item.
@@ -250,6 +252,11 @@ static void copy_group(const Geometry& g, const char* from, long count, char* ke
   typedef typename W::X X;
   const CacheLayout& layout = g.layout;
   const T *k = reinterpret_cast<const T*>(from), *v = reinterpret_cast<const T*>(from + layout.half);
+  if (g.latent) {
+    copy_latent_keys(k, reinterpret_cast<X*>(keys), layout.head_size, count);
+    copy_latent_values(k, reinterpret_cast<X*>(values), layout.head_size, g.latent, g.padded, count);
+    return;
+  }
   if (W::kDepth == 2 && g.direct && count == kGroup) {
     memcpy(keys, k, size_t(layout.group));
     memcpy(values, v, size_t(layout.group));

@@ -223,7 +223,8 @@ struct Work {
         to[g.padded] = states.m[r % height];
         to[g.padded + 1] = states.l[r % height];
       } else {
-        write_row(static_cast<T*>(call.out) + at, sums, states.l[r % height], call.head_size);
+        write_row(static_cast<T*>(call.out) + at / call.head_size * call.value_size, sums, states.l[r % height],
+                  call.value_size);
       }
     });
   }
@@ -248,8 +249,8 @@ static void merge(const AttentionCall& call, const Geometry& g, const Item& item
       for (long d = 0; d < g.padded; d += VW) store(sums + d, load(part + d) * factor + (i ? load(sums + d) : vf{}));
     }
     const long token = call.query_start[item.sequence] + item.first_token + r / g.group;
-    T* to = static_cast<T*>(call.out) + (token * call.heads + item.kv_head * g.group + r % g.group) * call.head_size;
-    write_row(to, sums, total, call.head_size);
+    T* to = static_cast<T*>(call.out) + (token * call.heads + item.kv_head * g.group + r % g.group) * call.value_size;
+    write_row(to, sums, total, call.value_size);
   }
 }
 
@@ -272,10 +273,12 @@ static const char* run(const AttentionCall& call) {
   Geometry g;
   g.layout = layout_of<S>(call.block_size, call.head_size, call.kv_heads);
   g.group = call.heads / call.kv_heads;
-  g.padded = ceil_div(call.head_size, 16) * 16;
+  g.padded = ceil_div(call.value_size, 16) * 16;
   const long threads = thread_count();
   g.tokens = tile_tokens(call, g.group, threads);
-  g.direct = call.head_size % 16 == 0;
+  g.direct = call.head_size % 16 == 0 && !call.latent;
+  g.latent = call.latent ? call.value_size : 0;
+  if (call.latent) g.layout.block = g.layout.head, g.layout.half = 0;
 
   Plan plan = {};
   plan_items(call, g, plan);

@@ -154,6 +154,9 @@ class CpuKernels(Kernels):
     def linear_gated(self, x: Tensor, weight: Weight, activation: str, bias: Tensor | None = None) -> Tensor:
         return self._kernels.linear_gated(x, weight, bias, _gate(activation))
 
+    def linear_heads(self, x: Tensor, weights: Sequence[Weight], passed: int = 0) -> Tensor:
+        return self._kernels.linear_heads(x, tuple(weights), passed)
+
     def embedding(self, ids: Tensor, weight: Weight, first_row: int = 0) -> Tensor:
         return self._kernels.embedding(ids, weight, first_row)
 
@@ -203,9 +206,16 @@ class CpuKernels(Kernels):
     # --- attention ---------------------------------------------------------------------------------------------
 
     def rotary(
-        self, query: Tensor, key: Tensor, positions: Tensor, cos_sin: Tensor, head_size: int, interleaved: bool
+        self,
+        query: Tensor,
+        key: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        head_size: int,
+        interleaved: bool,
+        offset: int = 0,
     ) -> None:
-        self._kernels.rotary(query, key, positions, cos_sin, head_size, interleaved)
+        self._kernels.rotary(query, key, positions, cos_sin, head_size, interleaved, offset)
 
     def cache_shape(
         self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, storage: ms.Type | None = None
@@ -239,6 +249,21 @@ class CpuKernels(Kernels):
             window or 0,
             causal,
         )
+
+    def latent_cache_shape(self, num_blocks: int, block_size: int, width: int) -> tuple[int, int, int]:
+        """Rows as they are; attention copies a tile at a time into the order in which it multiplies."""
+        if block_size % _GROUP:
+            raise ValueError(f"Cache blocks of {block_size} positions are not supported; a multiple of {_GROUP} is.")
+        return num_blocks, block_size, width
+
+    def write_latent(self, latent: Tensor, cache: Tensor, slots: Tensor) -> None:
+        self._kernels.write_latent(latent, cache, slots)
+
+    def mla_attention(
+        self, query: Tensor, cache: Tensor, sequences: PagedSequences, scale: float, value_size: int
+    ) -> Tensor:
+        starts, lengths, tables = sequences.query_start, sequences.seq_lens, sequences.block_tables
+        return self._kernels.mla_attention(query, cache, starts, lengths, tables, scale, value_size)
 
 
 def _thread_limit() -> int:

@@ -196,27 +196,28 @@ PyObject* gate_and_mul(PyObject* self, PyObject* const* objects, Py_ssize_t coun
 
 // --- attention ------------------------------------------------------------------------------------------------------
 
-// rotary(query, key, positions, cos_sin, head_size, interleaved)
+// rotary(query, key, positions, cos_sin, head_size, interleaved, offset)
 PyObject* rotary(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   Tensor query, key, positions, table;
-  long size;
+  long size, offset;
   bool interleaved;
-  if (!expect(count, 6) || !read_activation(objects[0], "query", query, 2) ||
+  if (!expect(count, 7) || !read_activation(objects[0], "query", query, 2) ||
       !read_as(objects[1], "key", query.dtype, {query.shape[0], kAny}, key) ||
       !read_as(objects[2], "positions", kInt64, {query.shape[0]}, positions) ||
       !read_as(objects[3], "cos_sin", kFloat32, {kAny, kAny}, table))
     return nullptr;
-  unpack(objects[4], size), unpack(objects[5], interleaved);
+  unpack(objects[4], size), unpack(objects[5], interleaved), unpack(objects[6], offset);
   if (PyErr_Occurred()) return nullptr;
   const long rotating = table.shape[1];
-  if (size <= 0 || query.shape[1] % size || key.shape[1] % size || rotating > size || rotating % 2)
+  if (size <= 0 || query.shape[1] % size || key.shape[1] % size || offset < 0 ||
+      rotating > size - offset || rotating % 2)
     return PyErr_Format(PyExc_ValueError,
                         "Heads of size %ld, %ld of it rotating, do not fit a query of %ld and a key of %ld features.",
                         size, rotating, long(query.shape[1]), long(key.shape[1]));
   const RotaryCall call = {query.data,           key.data, query.dtype, query.shape[0], query.shape[1] / size,
                            key.shape[1] / size, size,
                            static_cast<const int64_t*>(positions.data), static_cast<const float*>(table.data),
-                           table.shape[0], rotating, interleaved};
+                           table.shape[0], rotating, interleaved, offset};
   const char* message;
   Py_BEGIN_ALLOW_THREADS message = functions(self).rotary(call);
   Py_END_ALLOW_THREADS return result(message);
@@ -264,16 +265,27 @@ PyObject* write_kv(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   Py_END_ALLOW_THREADS return result(message);
 }
 
+// Where the sequences of a batch lie: query_start, seq_lens, block_tables.
+bool read_sequences(PyObject* const* objects, AttentionCall& call) {
+  Tensor starts, lengths, tables;
+  if (!read_as(objects[1], "seq_lens", kInt32, {kAny}, lengths) ||
+      !read_as(objects[0], "query_start", kInt32, {lengths.shape[0] + 1}, starts) ||
+      !read_as(objects[2], "block_tables", kInt32, {lengths.shape[0], kAny}, tables))
+    return false;
+  call.query_start = static_cast<const int32_t*>(starts.data);
+  call.seq_lens = static_cast<const int32_t*>(lengths.data);
+  call.block_tables = static_cast<const int32_t*>(tables.data);
+  call.sequences = lengths.shape[0], call.table_stride = tables.shape[1];
+  return true;
+}
+
 // attention(query, cache, query_start, seq_lens, block_tables, scale, soft_cap or 0, window or 0, causal) -> tensor
 PyObject* attention(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
-  Tensor query, starts, lengths, tables;
+  Tensor query;
   Cache cache;
   AttentionCall call;
   if (!expect(count, 9) || !read_activation(objects[0], "query", query, 2) ||
-      !read_cache(objects[1], query.dtype, "query", query.shape[1], true, cache) ||
-      !read_as(objects[3], "seq_lens", kInt32, {kAny}, lengths) ||
-      !read_as(objects[2], "query_start", kInt32, {lengths.shape[0] + 1}, starts) ||
-      !read_as(objects[4], "block_tables", kInt32, {lengths.shape[0], kAny}, tables))
+      !read_cache(objects[1], query.dtype, "query", query.shape[1], true, cache) || !read_sequences(objects + 2, call))
     return nullptr;
   unpack(objects[5], call.scale), unpack(objects[6], call.soft_cap);
   unpack(objects[7], call.window), unpack(objects[8], call.causal);
@@ -281,10 +293,7 @@ PyObject* attention(PyObject* self, PyObject* const* objects, Py_ssize_t count) 
   call.query = query.data, call.cache = cache.data, call.dtype = query.dtype, call.tokens = query.shape[0];
   call.int8_cache = cache.int8, call.num_blocks = cache.blocks, call.kv_heads = cache.kv_heads;
   call.block_size = cache.block_size, call.head_size = cache.head_size, call.heads = query.shape[1] / call.head_size;
-  call.query_start = static_cast<const int32_t*>(starts.data);
-  call.seq_lens = static_cast<const int32_t*>(lengths.data);
-  call.block_tables = static_cast<const int32_t*>(tables.data);
-  call.sequences = lengths.shape[0], call.table_stride = tables.shape[1];
+  call.latent = false, call.value_size = call.head_size;
   return fill(tensor, [&] { return functions(self).attention(call); });
 }
 

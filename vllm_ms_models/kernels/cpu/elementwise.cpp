@@ -123,6 +123,7 @@ static void rotate_pairs(T* head, const float* cos, const float* sin, long half)
 template <class T>
 static void rotate_heads(T* heads, long count, const RotaryCall& call, const float* cos) {
   const long half = call.rotary_size / 2;
+  heads += call.offset;
   for (long h = 0; h < count; ++h, heads += call.head_size) {
     if (call.interleaved) rotate_pairs(heads, cos, cos + half, half);
     else rotate_halves(heads, cos, cos + half, half);

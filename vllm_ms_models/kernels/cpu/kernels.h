@@ -105,9 +105,11 @@ struct RoutingCall {
 };
 
 struct AttentionCall {
-  void* out;          // [tokens, heads, head_size]
+  void* out;          // [tokens, heads, value_size]
   const void* query;  // [tokens, heads, head_size]
   const void* cache;  // [num_blocks, 2, kv_heads, block_size, head_size], as kv_cache.cpp lays it out
+  bool latent;      // the cache is [num_blocks, block_size, head_size], values being the first part of keys
+  long value_size;  // head_size, unless latent
   int dtype;
   bool int8_cache;  // rounded to int8, with scales; else the cache is of dtype, too
   long tokens, heads, kv_heads, head_size, num_blocks, block_size;
@@ -129,6 +131,7 @@ struct RotaryCall {
   const float* cos_sin;  // [max_position, rotary_size]
   long max_position, rotary_size;
   bool interleaved;
+  long offset;  // of the first feature of a head that rotates
 };
 
 struct WriteCall {

@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "calls_experts.h"
+#include "calls_latent.h"
 #include "threads.h"
 #include "weights.h"
 
@@ -110,6 +111,7 @@ PyMethodDef kKernels[] = {
     FAST("linear_split", linear_split), FAST("linear_gated", linear_gated), FAST("rms_norm", rms_norm),
     FAST("add_rms_norm", add_rms_norm), FAST("gate_and_mul", gate_and_mul), FAST("rotary", rotary),
     FAST("write_kv", write_kv),         FAST("attention", attention),       FAST("experts", experts),
+    FAST("linear_heads", linear_heads), FAST("write_latent", write_latent), FAST("mla_attention", mla_attention),
 };
 
 // kernels(name) -> module of the kernels for an instruction set
