@@ -358,7 +358,7 @@ def test_unfit_arguments_are_refused_in_a_sentence(kernels: CpuKernels) -> None:
         (lambda: kernels.linear(x.view(4, 4), weight), "x has 4 features; the weight has 8 inputs."),
         (lambda: kernels.linear(x, weight, dtype=ms.int8), "A result cannot have dtype Int8; float32, bfloat16 and"),
         (lambda: kernels.embedding(x, weight), "ids has dtype BFloat16; int32 or int64 is expected."),
-        (lambda: kernels.write_kv(x, x, y, y), "cache has dtype Float32; bfloat16 is expected."),
+        (lambda: kernels.write_kv(x, x, y, y), "cache has dtype Float32; bfloat16 or int8 is expected."),
         (lambda: kernels.write_kv(x, x, x, y), "cache has shape (2, 8); (Ellipsis, 2, Ellipsis, Ellipsis, Ellipsis)"),
     ):
         with pytest.raises(ValueError) as error:
