@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
 from vllm_ms_models.deepseek_v3 import config as entries
 from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.causal_lm import CausalLM
 from vllm_ms_models.layers.context import ModelContext
-from vllm_ms_models.layers.embedding import VocabParallelEmbedding
+from vllm_ms_models.layers.decoder import Decoder
 from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.mla import MultiHeadLatentAttention
 from vllm_ms_models.layers.mlp import GatedMLP
@@ -53,35 +53,15 @@ class DeepseekV3DecoderLayer(Layer):
         return self.mlp(hidden), residual
 
 
-class DeepseekV3Model(Layer):
-    """Token ids (or embeddings) to the last hidden states, normalised."""
-
-    def __init__(self, config: Any, context: ModelContext, prefix: str = "model") -> None:
-        super().__init__()
-        vocab, hidden = config.vocab_size, config.hidden_size
-        self.embed_tokens = VocabParallelEmbedding(f"{prefix}.embed_tokens", vocab, hidden, context)
-        rotary = RotaryEmbedding(config, context, entries.interleaved(config), before=config.kv_lora_rank)
-        self.layers = nn.CellList(
-            [
-                DeepseekV3DecoderLayer(config, layer, rotary, context, f"{prefix}.layers.{layer}")
-                for layer in range(config.num_hidden_layers)
-            ]
-        )
-        self.norm = AddRMSNorm(f"{prefix}.norm", hidden, config.rms_norm_eps)
-
-    def construct(self, input_ids: Tensor | None, batch: Batch, inputs_embeds: Tensor | None = None) -> Tensor:
-        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        residual = None
-        for layer in self.layers:
-            hidden, residual = layer(hidden, residual, batch)
-        return self.norm(hidden, residual)[0]
-
-
 @register_model("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM")
 class DeepseekV3ForCausalLM(CausalLM):
     """DeepSeek with its language-model head; `config` is transformers' DeepseekV2Config or DeepseekV3Config."""
 
     def __init__(self, config: Any, context: ModelContext) -> None:
         entries.check(config)
-        super().__init__(DeepseekV3Model(config, context), config, context)
+        rotary = RotaryEmbedding(config, context, entries.interleaved(config), before=config.kv_lora_rank)
+        model = Decoder(
+            config, context, lambda layer, prefix: DeepseekV3DecoderLayer(config, layer, rotary, context, prefix)
+        )
+        super().__init__(model, config, context)
         self.ignored = entries.ignored(config)

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
 from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.causal_lm import CausalLM
 from vllm_ms_models.layers.context import ModelContext
-from vllm_ms_models.layers.embedding import VocabParallelEmbedding
+from vllm_ms_models.layers.decoder import Decoder
 from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.linear import QKVParallelLinear, RowParallelLinear
 from vllm_ms_models.layers.moe import ExpertNames, MoE, softmax_top_k
@@ -61,33 +61,11 @@ class MixtralDecoderLayer(Layer):
         return self.block_sparse_moe(hidden), residual
 
 
-class MixtralModel(Layer):
-    """Token ids (or embeddings) to the last hidden states, normalised."""
-
-    def __init__(self, config: Any, context: ModelContext, prefix: str = "model") -> None:
-        super().__init__()
-        vocab, hidden = config.vocab_size, config.hidden_size
-        self.embed_tokens = VocabParallelEmbedding(f"{prefix}.embed_tokens", vocab, hidden, context)
-        rotary = RotaryEmbedding(config, context)
-        self.layers = nn.CellList(
-            [
-                MixtralDecoderLayer(config, rotary, context, f"{prefix}.layers.{layer}")
-                for layer in range(config.num_hidden_layers)
-            ]
-        )
-        self.norm = AddRMSNorm(f"{prefix}.norm", hidden, config.rms_norm_eps)
-
-    def construct(self, input_ids: Tensor | None, batch: Batch, inputs_embeds: Tensor | None = None) -> Tensor:
-        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        residual = None
-        for layer in self.layers:
-            hidden, residual = layer(hidden, residual, batch)
-        return self.norm(hidden, residual)[0]
-
-
 @register_model("MixtralForCausalLM")
 class MixtralForCausalLM(CausalLM):
     """Mixtral with its language-model head; `config` is transformers' MixtralConfig."""
 
     def __init__(self, config: Any, context: ModelContext) -> None:
-        super().__init__(MixtralModel(config, context), config, context)
+        rotary = RotaryEmbedding(config, context)
+        model = Decoder(config, context, lambda _, prefix: MixtralDecoderLayer(config, rotary, context, prefix))
+        super().__init__(model, config, context)

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
 from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.causal_lm import CausalLM
 from vllm_ms_models.layers.context import ModelContext
-from vllm_ms_models.layers.embedding import VocabParallelEmbedding
+from vllm_ms_models.layers.decoder import Decoder
 from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.linear import QKVParallelLinear, RowParallelLinear
 from vllm_ms_models.layers.mlp import GatedMLP
@@ -68,34 +68,13 @@ class Qwen3MoeDecoderLayer(Layer):
         return self.mlp(hidden), residual
 
 
-class Qwen3MoeModel(Layer):
-    """Token ids (or embeddings) to the last hidden states, normalised."""
-
-    def __init__(self, config: Any, context: ModelContext, prefix: str = "model") -> None:
-        super().__init__()
-        self.embed_tokens = VocabParallelEmbedding(
-            f"{prefix}.embed_tokens", config.vocab_size, config.hidden_size, context
-        )
-        rotary = RotaryEmbedding(config, context)
-        self.layers = nn.CellList(
-            [
-                Qwen3MoeDecoderLayer(config, layer, rotary, context, f"{prefix}.layers.{layer}")
-                for layer in range(config.num_hidden_layers)
-            ]
-        )
-        self.norm = AddRMSNorm(f"{prefix}.norm", config.hidden_size, config.rms_norm_eps)
-
-    def construct(self, input_ids: Tensor | None, batch: Batch, inputs_embeds: Tensor | None = None) -> Tensor:
-        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        residual = None
-        for layer in self.layers:
-            hidden, residual = layer(hidden, residual, batch)
-        return self.norm(hidden, residual)[0]
-
-
 @register_model("Qwen3MoeForCausalLM")
 class Qwen3MoeForCausalLM(CausalLM):
     """Qwen3-MoE with its language-model head; `config` is transformers' Qwen3MoeConfig."""
 
     def __init__(self, config: Any, context: ModelContext) -> None:
-        super().__init__(Qwen3MoeModel(config, context), config, context)
+        rotary = RotaryEmbedding(config, context)
+        model = Decoder(
+            config, context, lambda layer, prefix: Qwen3MoeDecoderLayer(config, layer, rotary, context, prefix)
+        )
+        super().__init__(model, config, context)
