@@ -1,22 +1,39 @@
-"""The model runner: vLLM's own for CPUs, with a quicker greedy choice.
+"""The model runner: vLLM's own for CPUs, with a quicker greedy choice and drafts verified by sampling.
 
-Batching, chunked prefill, prefix caching, sampling, log-probabilities and structured output are all inherited; the
-model that it drives is a shell round a MindSpore Cell (`bridge/model.py`).
+Batching, chunked prefill, prefix caching, sampling, log-probabilities, structured output and the drafting of tokens are
+all inherited; the model that it drives is a shell round a MindSpore Cell (`bridge/model.py`).
 """
 
+import numpy as np
 import torch
 from vllm.config import VllmConfig
+from vllm.v1.core.sched.output import GrammarOutput
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from vllm_ms_models.bridge.sampler import MindSporeSampler
+from vllm_ms_models.bridge.verification import MatchingSampler
 
 
 class MindSporeModelRunner(CPUModelRunner):
-    """Nothing but the sampler is overridden: keep it so."""
+    """Little but the samplers is overridden: keep it so."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         super().__init__(vllm_config, device)
         config = self.model_config
         self.sampler: MindSporeSampler = MindSporeSampler(config.logprobs_mode, config.use_fp64_gumbel)
         if hasattr(self, "rejection_sampler"):
-            self.rejection_sampler.sampler = self.sampler
+            self.rejection_sampler: MatchingSampler = MatchingSampler(self.sampler, self.speculative_config, device)
+
+    def sample_tokens(self, grammar_output: GrammarOutput | None) -> ModelRunnerOutput | AsyncModelRunnerOutput:
+        """As vLLM's, but generators of requests that are still reading their prompt are out of its reach.
+
+        vLLM samples for them too, drops the token and turns the generator back, which torch's on CPUs refuse.
+        """
+        generators = self.input_batch.generators
+        reading = np.flatnonzero(self.discard_request_mask.np[: self.input_batch.num_reqs]).tolist()
+        kept = {i: generators.pop(i) for i in reading if i in generators}
+        try:
+            return super().sample_tokens(grammar_output)
+        finally:
+            generators.update(kept)

@@ -24,6 +24,9 @@ BUILT_IN = {
     "Qwen3MoeForCausalLM": "vllm_ms_models.qwen3_moe.model",
 }
 
+# The same for layers that propose tokens to a model and cannot be served by themselves. The names are vLLM's.
+DRAFTS = {"DeepSeekMTPModel": "vllm_ms_models.deepseek_v3.mtp"}
+
 _classes: dict[str, type] = {}
 
 
@@ -60,7 +63,7 @@ def _third_party() -> dict[str, str]:
 
 def architectures() -> list[str]:
     """Every architecture that can be served, sorted; imports no model."""
-    return sorted({*BUILT_IN, *_third_party(), *_classes})
+    return sorted({*BUILT_IN, *_third_party(), *_classes} - {*DRAFTS})
 
 
 def check(architecture: str) -> None:
@@ -74,10 +77,11 @@ def check(architecture: str) -> None:
 
 
 def lookup(architecture: str) -> type:
-    """The Cell class of `architecture`, importing its module if need be."""
-    check(architecture)
+    """The Cell class of `architecture`, which may be a draft's, importing its module if need be."""
+    if architecture not in DRAFTS:
+        check(architecture)
     if architecture not in _classes:
-        module = BUILT_IN.get(architecture) or _third_party()[architecture]
+        module = (BUILT_IN | DRAFTS).get(architecture) or _third_party()[architecture]
         import_module(module)
         if architecture not in _classes:
             raise UnsupportedArchitectureError(

@@ -1,6 +1,6 @@
 """vLLM's configuration -> the `ModelContext` that layers are built with."""
 
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 
 from vllm_ms_models.bridge.quantization import checkpoint_format
 from vllm_ms_models.bridge.tensors import DTYPES
@@ -9,9 +9,9 @@ from vllm_ms_models.quantization.base import Quantization, Unquantized
 from vllm_ms_models.quantization.schemes import FromCheckpoint
 
 
-def model_context(vllm_config: VllmConfig) -> ModelContext:
-    model_config = vllm_config.model_config
-    format = checkpoint_format(vllm_config)
+def model_context(vllm_config: VllmConfig, model_config: ModelConfig) -> ModelContext:
+    """For `model_config`, which is that of `vllm_config` or of its draft."""
+    format = checkpoint_format(vllm_config, model_config)
     quantization: Quantization = Unquantized() if format is None else FromCheckpoint(format)
     return ModelContext(
         dtype=DTYPES[model_config.dtype], max_model_len=model_config.max_model_len, quantization=quantization

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.forward_context import get_forward_context
 
 from vllm_ms_models import registry
@@ -27,22 +27,40 @@ class CausalLMShell(torch.nn.Module):
     architecture: ClassVar[str]
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        """`prefix` goes before the names that vLLM knows the attention layers by (a draft model has one)."""
         super().__init__()
         from vllm_ms_models.bridge.attention_backend import cached_layer
         from vllm_ms_models.bridge.context import model_context
         from vllm_ms_models.bridge.tensors import Staging
 
-        model_config = vllm_config.model_config
+        model_config = self.model_config(vllm_config)
         cell_class = registry.lookup(self.architecture)
         self.hidden_size = model_config.get_hidden_size()
         self.dtype = model_config.dtype
         self.staging = Staging(self.hidden_size, self.dtype)
-        self.cell: Any = cell_class(model_config.hf_text_config, model_context(vllm_config))
+        self.cell: Any = cell_class(model_config.hf_text_config, model_context(vllm_config, model_config))
         self.cell.set_train(False)
         layers = vllm_config.compilation_config.static_forward_context
         for _, cell in self.cell.cells_and_names():
             if (layer := cached_layer(cell, self.dtype)) is not None:
+                if prefix:
+                    cell.name = f"{prefix}.{cell.name}"
                 layers[cell.name] = layer
+
+    @staticmethod
+    def model_config(vllm_config: VllmConfig) -> ModelConfig:
+        """The configuration of this model within vLLM's."""
+        return vllm_config.model_config
+
+    @property
+    def model(self) -> Any:
+        """The decoder; vLLM's proposer hands its `embed_tokens` to a draft that has none of its own."""
+        return self.cell.model
+
+    @property
+    def lm_head(self) -> Any:
+        """The head, for such a draft."""
+        return self.cell.lm_head
 
     def slots(self) -> Iterator["Slot"]:
         """Every checkpoint tensor that the model reads."""

@@ -22,13 +22,16 @@ def register() -> None:
         )
     compat.make_accelerator_calls_harmless()
     from vllm_ms_models.bridge import quantization
+    from vllm_ms_models.bridge.draft import draft_shell
     from vllm_ms_models.bridge.loader import DummyLoader, SafetensorsLoader
     from vllm_ms_models.bridge.model import shell
 
     ours = registry.architectures()
     for architecture in ours:
         ModelRegistry.register_model(architecture, shell(architecture))
-    compat.hide_torch_models(ours)
+    for architecture in registry.DRAFTS:
+        ModelRegistry.register_model(architecture, draft_shell(architecture))
+    compat.hide_torch_models([*ours, *registry.DRAFTS])
     register_model_loader("mindspore")(SafetensorsLoader)
     register_model_loader("mindspore_dummy")(DummyLoader)
     quantization.register()

@@ -83,9 +83,12 @@ def register() -> None:
             register_quantization_config(name)(config_class)
 
 
-def checkpoint_format(vllm_config: VllmConfig) -> formats.Format | None:
-    """The format of a quantized model, None for a model in floats. Raises CheckpointError for what is not read here."""
-    model = vllm_config.model_config
+def checkpoint_format(vllm_config: VllmConfig, model: ModelConfig | None = None) -> formats.Format | None:
+    """The format of a quantized model, None for a model in floats. Raises CheckpointError for what is not read here.
+
+    `model` is another than the configuration's own: a draft.
+    """
+    model = model or vllm_config.model_config
     config = _quantization_config(model)
     described = [(file, content) for file in formats.DESCRIPTIONS if (content := _file(model, file)) is not None]
     if config is not None:

@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 
 from vllm_ms_models import registry
-from vllm_ms_models.bridge import quantization
+from vllm_ms_models.bridge import quantization, speculation
 from vllm_ms_models.bridge.loader import LOAD_FORMATS
 from vllm_ms_models.checkpoint.errors import CheckpointError
 
@@ -18,7 +18,17 @@ BLOCK_MULTIPLE = 16  # the CPU kernels keep the positions of a cache block in pa
 
 def refusals(vllm_config: VllmConfig) -> Iterator[str]:
     """One sentence for each thing that was asked for and cannot be served."""
-    yield from _model(vllm_config)
+    yield from _loading(vllm_config)
+    spec = vllm_config.speculative_config
+    if spec is not None:
+        yield from speculation.refusals(spec)
+    drafts = [spec.draft_model_config] if spec is not None and spec.method != "ngram" else []
+    # vLLM asks again for the draft, in a configuration where it takes the model's place.
+    if vllm_config.model_config not in drafts:
+        for architecture in vllm_config.model_config.architectures:
+            registry.check(architecture)
+    for model in (vllm_config.model_config, *drafts):
+        yield from _model(vllm_config, model)
     for flag, size in _sizes(vllm_config):
         if size > 1:
             yield f"{flag} {size} is not supported yet; use 1."
@@ -27,20 +37,32 @@ def refusals(vllm_config: VllmConfig) -> Iterator[str]:
             yield f"{flag} is not supported yet; leave it out."
 
 
-def _model(vllm_config: VllmConfig) -> Iterator[str]:
-    model, cache, load = vllm_config.model_config, vllm_config.cache_config, vllm_config.load_config
+def _loading(vllm_config: VllmConfig) -> Iterator[str]:
+    cache, load = vllm_config.cache_config, vllm_config.load_config
     plugins = os.environ.get("VLLM_PLUGINS")
     if plugins is not None and "mindspore_models" not in plugins.split(","):
         yield f"VLLM_PLUGINS={plugins} leaves out mindspore_models, which registers the models; add it."
-    for architecture in model.architectures:
-        registry.check(architecture)
+    if cache.block_size % BLOCK_MULTIPLE:
+        yield f"--block-size {cache.block_size} is not supported: use a multiple of {BLOCK_MULTIPLE}, or leave it out."
+    if load.load_format not in LOAD_FORMATS:
+        yield (
+            f"--load-format {load.load_format} is not supported: weights are read from safetensors; "
+            f"use auto, safetensors or dummy."
+        )
+    if problem := quantization.option_problem(vllm_config):
+        yield problem
+
+
+def _model(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
+    """Of the model, or of a draft."""
+    cache = vllm_config.cache_config
     if model.model_impl not in ("auto", "vllm"):
         yield f"--model-impl {model.model_impl} runs a torch model; leave it at auto to use MindSpore's."
-    if model.runner_type != "generate":
+    if model.runner_type not in ("generate", "draft"):
         yield f"--runner {model.runner_type} is not supported yet: only text generation is; use --runner generate."
     if model.is_multimodal_model:
         yield f"{model.architectures[0]} takes images or audio, which are not supported yet; serve a text model."
-    yield from _quantization(vllm_config)
+    yield from _quantization(vllm_config, model)
     if cache.cache_dtype not in ("auto", str(model.dtype).removeprefix("torch."), INT8_CACHE):
         yield (
             f"--kv-cache-dtype {cache.cache_dtype} is not supported: the cache has the model's dtype "
@@ -51,22 +73,12 @@ def _model(vllm_config: VllmConfig) -> Iterator[str]:
             f"--kv-cache-dtype {INT8_CACHE} is not supported for multi-head latent attention, whose cache is small "
             "already; use --kv-cache-dtype auto."
         )
-    if cache.block_size % BLOCK_MULTIPLE:
-        yield f"--block-size {cache.block_size} is not supported: use a multiple of {BLOCK_MULTIPLE}, or leave it out."
-    if load.load_format not in LOAD_FORMATS:
-        yield (
-            f"--load-format {load.load_format} is not supported: weights are read from safetensors; "
-            f"use auto, safetensors or dummy."
-        )
 
 
-def _quantization(vllm_config: VllmConfig) -> Iterator[str]:
-    if problem := quantization.option_problem(vllm_config):
-        yield problem
-    model = vllm_config.model_config
+def _quantization(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
     asked = model.quantization
     try:
-        format = quantization.checkpoint_format(vllm_config)
+        format = quantization.checkpoint_format(vllm_config, model)
     except CheckpointError as error:
         yield str(error)
         return
@@ -101,7 +113,6 @@ def _flags(vllm_config: VllmConfig) -> Iterator[tuple[str, Any]]:
     cache, load, offload = vllm_config.cache_config, vllm_config.load_config, vllm_config.offload_config
     executor = parallel.distributed_executor_backend
     yield "--enable-lora", vllm_config.lora_config
-    yield "--speculative-config", vllm_config.speculative_config
     yield "--kv-transfer-config", vllm_config.kv_transfer_config
     yield "--kv-offloading-size", cache.kv_offloading_size
     yield "--kv-cache-dtype-skip-layers", cache.kv_cache_dtype_skip_layers

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from vllm.triton_utils.dispatcher import register_kernels
 
+from vllm_ms_models.bridge import speculation_kernels
+
 
 def compute_slot_mapping(
     num_tokens: int,
@@ -42,4 +44,7 @@ def register() -> None:
     """Called by vLLM while it builds a model runner, before any launch; once is enough for a process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # it looks at every attribute of every module
-        register_kernels({"vllm.v1.worker.block_table.ComputeSlotMappingKernel.kernel": compute_slot_mapping})
+        register_kernels(
+            {"vllm.v1.worker.block_table.ComputeSlotMappingKernel.kernel": compute_slot_mapping}
+            | speculation_kernels.KERNELS
+        )

@@ -11,7 +11,12 @@ _FIXED = (
     ("is_causal", True, "attention in both directions"),
     ("ep_size", 1, "a checkpoint split by experts"),
 )
-_SCORES = {"deepseek_v2": "softmax", "deepseek_v3": "sigmoid"}
+_SCORES = {2: "softmax", 3: "sigmoid"}
+
+
+def version(config: Any) -> int:
+    """2 or 3; vLLM renames the model type of V3's draft layer."""
+    return 2 if config.model_type == "deepseek_v2" else 3
 
 
 def check(config: Any) -> None:
@@ -26,16 +31,16 @@ def check(config: Any) -> None:
             f"num_attention_heads ({heads})."
         )
     scores = getattr(config, "scoring_func", None)
-    if scores not in (None, _SCORES[config.model_type]):
+    if scores not in (None, _SCORES[version(config)]):
         raise ValueError(
-            f"scoring_func={scores!r} in config.json is not supported for {config.model_type}; "
-            f"{_SCORES[config.model_type]!r} is."
+            f"scoring_func={scores!r} in config.json is not supported for deepseek_v{version(config)}; "
+            f"{_SCORES[version(config)]!r} is."
         )
 
 
 def interleaved(config: Any) -> bool:
     """Whether features to rotate lie in pairs (2i, 2i + 1): always in V2, unless `rope_interleave` denies it in V3."""
-    return config.model_type == "deepseek_v2" or bool(getattr(config, "rope_interleave", True))
+    return version(config) == 2 or bool(getattr(config, "rope_interleave", True))
 
 
 def has_experts(config: Any, layer: int) -> bool:
@@ -48,7 +53,7 @@ def shared_size(config: Any) -> int | None:
 
 
 def has_correction_bias(config: Any) -> bool:
-    return config.model_type == "deepseek_v3"
+    return version(config) == 3
 
 
 def routing(config: Any) -> Routing:
@@ -60,17 +65,17 @@ def routing(config: Any) -> Routing:
     top_k, scale = config.num_experts_per_tok, config.routed_scaling_factor
     groups, top_groups = config.n_group or 1, config.topk_group or 1
     method = getattr(config, "topk_method", None)
-    if config.model_type == "deepseek_v3" and method in (None, "noaux_tc"):
+    if version(config) == 3 and method in (None, "noaux_tc"):
         return noaux_tc(top_k, groups, top_groups, scale, config.norm_topk_prob)
-    if config.model_type == "deepseek_v2" and config.norm_topk_prob:
+    if version(config) == 2 and config.norm_topk_prob:
         raise ValueError("norm_topk_prob=true in config.json is not supported for deepseek_v2; false is.")
-    if config.model_type == "deepseek_v2" and method == "greedy":
+    if version(config) == 2 and method == "greedy":
         return group_limited(top_k, 1, 1, scale)
-    if config.model_type == "deepseek_v2" and method == "group_limited_greedy":
+    if version(config) == 2 and method == "group_limited_greedy":
         return group_limited(top_k, groups, top_groups, scale)
     raise ValueError(
-        f"topk_method={method!r} in config.json is not supported for {config.model_type}; deepseek_v2 has greedy and "
-        "group_limited_greedy, deepseek_v3 noaux_tc."
+        f"topk_method={method!r} in config.json is not supported for deepseek_v{version(config)}; deepseek_v2 has "
+        "greedy and group_limited_greedy, deepseek_v3 noaux_tc."
     )
 
 

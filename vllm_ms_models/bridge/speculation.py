@@ -1,0 +1,52 @@
+"""What of --speculative-config is not supported: one sentence each."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+from vllm.config import SpeculativeConfig
+
+from vllm_ms_models import registry
+
+METHODS = ("ngram", "draft_model", "mtp")
+
+
+def refusals(spec: SpeculativeConfig) -> Iterator[str]:
+    """One sentence for each thing that was asked for and cannot be served; the draft's own config is not looked at."""
+    if spec.method not in METHODS:
+        yield f"--speculative-config with the method {spec.method} is not supported; use one of {', '.join(METHODS)}."
+        return
+    if spec.method == "ngram" and find_spec("numba") is None:
+        yield "Speculation by n-grams needs numba, which is not installed; run `pip install numba`."
+    if spec.method == "mtp" and not set(spec.draft_model_config.architectures) <= set(registry.DRAFTS):
+        yield (
+            f"--speculative-config with the method mtp is not supported for {spec.draft_model_config.architectures[0]}: "
+            "only DeepSeek-V3's layer that predicts further tokens is; use the method ngram or draft_model."
+        )
+    if spec.method == "draft_model":
+        for architecture in spec.draft_model_config.architectures:
+            registry.check(architecture)
+    if spec.rejection_sample_method != "standard":
+        yield (
+            f"rejection_sample_method={spec.rejection_sample_method!r} in --speculative-config is not supported; "
+            "'standard' is."
+        )
+    for name, value in _options(spec):
+        if value:
+            yield f"{name} in --speculative-config is not supported yet; leave it out."
+
+
+def _options(spec: SpeculativeConfig) -> Iterator[tuple[str, Any]]:
+    """An option and a value that is true if it was used."""
+    yield "parallel_drafting", spec.parallel_drafting
+    yield "use_heterogeneous_vocab", spec.use_heterogeneous_vocab
+    yield "num_speculative_tokens_per_batch_size", spec.num_speculative_tokens_per_batch_size
+    yield "disable_padded_drafter_batch", spec.disable_padded_drafter_batch
+    yield "disable_eagle_block_drop", spec.disable_eagle_block_drop
+    yield "enable_adaptive_verification", spec.enable_adaptive_verification
+    yield "use_local_argmax_reduction", spec.use_local_argmax_reduction
+    yield "index_share_for_mtp_iteration", spec.index_share_for_mtp_iteration is not None
+    yield "draft_load_config", spec.draft_load_config
+    yield "attention_backend", spec.attention_backend
+    yield "moe_backend", spec.moe_backend
+    yield "kv_cache_dtype", spec.kv_cache_dtype
