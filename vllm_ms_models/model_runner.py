@@ -7,7 +7,7 @@ all inherited; the model that it drives is a shell round a MindSpore Cell (`brid
 import numpy as np
 import torch
 from vllm.config import VllmConfig
-from vllm.v1.core.sched.output import GrammarOutput
+from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
@@ -37,3 +37,9 @@ class MindSporeModelRunner(CPUModelRunner):
             return super().sample_tokens(grammar_output)
         finally:
             generators.update(kept)
+
+    def _copy_draft_token_ids_to_cpu(self, scheduler_output: SchedulerOutput, zeros_only: bool = False) -> None:
+        """Drafts are on the CPU already; vLLM's copy goes through a CUDA stream unless they are a list."""
+        if torch.is_tensor(self._draft_token_ids):
+            self._draft_token_ids = self._draft_token_ids.tolist()
+        super()._copy_draft_token_ids_to_cpu(scheduler_output, zeros_only)
