@@ -18,8 +18,6 @@ class DraftShell(CausalLMShell):
     """
 
     architecture: ClassVar[str]
-    model: Any = None
-    lm_head: Any = None
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)

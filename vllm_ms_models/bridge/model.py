@@ -40,6 +40,9 @@ class CausalLMShell(torch.nn.Module):
         self.staging = Staging(self.hidden_size, self.dtype)
         self.cell: Any = cell_class(model_config.hf_text_config, model_context(vllm_config, model_config))
         self.cell.set_train(False)
+        # vLLM's proposer hands `model.embed_tokens` and `lm_head` to a draft that has none of its own.
+        self.model: Any = getattr(self.cell, "model", None)
+        self.lm_head: Any = getattr(self.cell, "lm_head", None)
         layers = vllm_config.compilation_config.static_forward_context
         for _, cell in self.cell.cells_and_names():
             if (layer := cached_layer(cell, self.dtype)) is not None:
@@ -51,16 +54,6 @@ class CausalLMShell(torch.nn.Module):
     def model_config(vllm_config: VllmConfig) -> ModelConfig:
         """The configuration of this model within vLLM's."""
         return vllm_config.model_config
-
-    @property
-    def model(self) -> Any:
-        """The decoder; vLLM's proposer hands its `embed_tokens` to a draft that has none of its own."""
-        return self.cell.model
-
-    @property
-    def lm_head(self) -> Any:
-        """The head, for such a draft."""
-        return self.cell.lm_head
 
     def slots(self) -> Iterator["Slot"]:
         """Every checkpoint tensor that the model reads."""
