@@ -49,7 +49,9 @@ def with_draft_layer(folder: Path, residual: float = 1.0, seed: int = 5) -> Path
     tensors |= {
         f"{PREFIX}enorm.weight": torch.ones(HIDDEN),
         f"{PREFIX}hnorm.weight": torch.ones(HIDDEN),
-        f"{PREFIX}eh_proj.weight": torch.cat((torch.eye(HIDDEN), residual * other[f"{last}self_attn.o_proj.weight"]), 1),
+        f"{PREFIX}eh_proj.weight": torch.cat(
+            (torch.eye(HIDDEN), residual * other[f"{last}self_attn.o_proj.weight"]), 1
+        ),
         f"{PREFIX}shared_head.norm.weight": tensors["model.norm.weight"].clone(),
         f"{PREFIX}shared_head.head.weight": tensors["lm_head.weight"].clone(),
         f"{PREFIX}embed_tokens.weight": tensors["model.embed_tokens.weight"].clone(),

@@ -18,13 +18,14 @@ def refusals(spec: SpeculativeConfig) -> Iterator[str]:
         return
     if spec.method == "ngram" and find_spec("numba") is None:
         yield "Speculation by n-grams needs numba, which is not installed; run `pip install numba`."
-    if spec.method == "mtp" and not set(spec.draft_model_config.architectures) <= set(registry.DRAFTS):
+    architectures = spec.draft_model_config.architectures
+    if spec.method == "mtp" and not set(architectures) <= set(registry.DRAFTS):
         yield (
-            f"--speculative-config with the method mtp is not supported for {spec.draft_model_config.architectures[0]}: "
-            "only DeepSeek-V3's layer that predicts further tokens is; use the method ngram or draft_model."
+            f"--speculative-config with the method mtp is not supported for {architectures[0]}: only DeepSeek-V3's "
+            "layer that predicts further tokens is; use the method ngram or draft_model."
         )
     if spec.method == "draft_model":
-        for architecture in spec.draft_model_config.architectures:
+        for architecture in architectures:
             registry.check(architecture)
     if spec.rejection_sample_method != "standard":
         yield (
