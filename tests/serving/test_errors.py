@@ -153,10 +153,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "--block-size": ({"block_size": 8}, r"--block-size 8 is not supported: use a multiple of 16"),
     "--kv-cache-dtype": ({"kv_cache_dtype": "fp8"}, r"--kv-cache-dtype fp8 is not supported"),
     "--model-impl": ({"model_impl": "transformers"}, r"--model-impl transformers"),
-    "--speculative-config": (
-        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}},
-        r"--speculative-config is not supported yet",
-    ),
     "--max-model-len": ({"max_model_len": 4096}, r"4096.*512"),
     "--dtype": (
         {"dtype": "float64"},
@@ -167,6 +163,38 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"--kv-cache-memory-bytes .*asks for 1048576.00 GiB, but only",
     ),
 }
+
+
+NGRAM = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
+SPECULATION: dict[str, tuple[dict[str, Any], str]] = {
+    "method": (
+        NGRAM | {"method": "ngram_gpu"},
+        r"method ngram_gpu is not supported; use one of ngram, draft_model, mtp",
+    ),
+    "no layer": ({"method": "mtp", "num_speculative_tokens": 1}, r"Unsupported speculative method: 'mtp'"),
+    "sampler": (NGRAM | {"rejection_sample_method": "block"}, r"rejection_sample_method='block'.*'standard' is"),
+    "option": (NGRAM | {"kv_cache_dtype": "bfloat16"}, r"kv_cache_dtype in --speculative-config.*leave it out"),
+    "schedule": (
+        NGRAM | {"num_speculative_tokens_per_batch_size": [(1, 8, 2)]},
+        r"num_speculative_tokens_per_batch_size in --speculative-config is not supported yet",
+    ),
+    "layer of another model": (
+        {"model": "deepseek_v3", "num_speculative_tokens": 1},
+        r"takes .*'s layer that predicts further tokens.*leave `model` out",
+    ),
+    "vocabulary": ({"model": "qwen2", "num_speculative_tokens": 1}, r"same vocabulary size"),
+}
+
+
+@pytest.mark.parametrize("case", SPECULATION)
+def test_refused_speculation(case: str) -> None:
+    speculation, sentence = SPECULATION[case]
+    if "model" in speculation:
+        sizes: dict[str, Any] = {"vocab_size": 97} if case == "vocabulary" else {"num_nextn_predict_layers": 1}
+        speculation = speculation | {"model": str(checkpoint(speculation["model"], **sizes))}
+    folder = checkpoint("llama")
+    with pytest.raises(Exception, match=re.compile(sentence, re.S)), engine(folder, speculative_config=speculation):
+        pass
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -22,13 +22,10 @@ def refusals(vllm_config: VllmConfig) -> Iterator[str]:
     spec = vllm_config.speculative_config
     if spec is not None:
         yield from speculation.refusals(spec)
-    drafts = [spec.draft_model_config] if spec is not None and spec.method != "ngram" else []
-    # vLLM asks again for the draft, in a configuration where it takes the model's place.
-    if vllm_config.model_config not in drafts:
-        for architecture in vllm_config.model_config.architectures:
-            registry.check(architecture)
-    for model in (vllm_config.model_config, *drafts):
-        yield from _model(vllm_config, model)
+        yield from _model(vllm_config, spec.draft_model_config)
+    for architecture in vllm_config.model_config.architectures:
+        registry.check(architecture)
+    yield from _model(vllm_config, vllm_config.model_config)
     for flag, size in _sizes(vllm_config):
         if size > 1:
             yield f"{flag} {size} is not supported yet; use 1."

@@ -18,14 +18,14 @@ def refusals(spec: SpeculativeConfig) -> Iterator[str]:
         return
     if spec.method == "ngram" and find_spec("numba") is None:
         yield "Speculation by n-grams needs numba, which is not installed; run `pip install numba`."
-    architectures = spec.draft_model_config.architectures
-    if spec.method == "mtp" and not set(architectures) <= set(registry.DRAFTS):
+    draft, target = spec.draft_model_config, spec.target_model_config
+    if spec.method == "mtp" and draft.model not in (target.model, target.model_weights):
         yield (
-            f"--speculative-config with the method mtp is not supported for {architectures[0]}: only DeepSeek-V3's "
-            "layer that predicts further tokens is; use the method ngram or draft_model."
+            f"--speculative-config takes {draft.model}'s layer that predicts further tokens (method mtp), but only the "
+            f"one of the model itself is supported; leave `model` out, or name a draft of another architecture."
         )
     if spec.method == "draft_model":
-        for architecture in architectures:
+        for architecture in draft.architectures:
             registry.check(architecture)
     if spec.rejection_sample_method != "standard":
         yield (
