@@ -18,6 +18,8 @@ from vllm_ms_models.bridge.verification import MatchingSampler
 class MindSporeModelRunner(CPUModelRunner):
     """Little but the samplers is overridden: keep it so."""
 
+    _draft_token_ids: list[list[int]] | torch.Tensor | None
+
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         super().__init__(vllm_config, device)
         config = self.model_config
@@ -40,6 +42,6 @@ class MindSporeModelRunner(CPUModelRunner):
 
     def _copy_draft_token_ids_to_cpu(self, scheduler_output: SchedulerOutput, zeros_only: bool = False) -> None:
         """Drafts are on the CPU already; vLLM's copy goes through a CUDA stream unless they are a list."""
-        if torch.is_tensor(self._draft_token_ids):
+        if isinstance(self._draft_token_ids, torch.Tensor):
             self._draft_token_ids = self._draft_token_ids.tolist()
         super()._copy_draft_token_ids_to_cpu(scheduler_output, zeros_only)

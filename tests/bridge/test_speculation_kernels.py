@@ -49,7 +49,8 @@ def parameters_of(name: str) -> list[str]:
 @pytest.mark.parametrize("name", ours.KERNELS)
 def test_the_arguments_have_the_names_of_the_kernel(name: str) -> None:
     """vLLM passes them by name only then; by position, a new argument would go to the wrong one."""
-    assert list(inspect.signature(ours.KERNELS[name]).parameters) == parameters_of(name)
+    kernel: Any = ours.KERNELS[name]
+    assert list(inspect.signature(kernel).parameters) == parameters_of(name)
 
 
 # --- verification ------------------------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ def sampling(temperatures: list[float], generators: dict[int, torch.Generator], 
     count = len(temperatures)
     return SamplingMetadata(
         temperature=torch.tensor(temperatures),
-        all_greedy=not any(temperatures),
-        all_random=all(temperatures),
+        all_greedy=max(temperatures) == 0,
+        all_random=min(temperatures) > 0,
         generators=generators,
         **{
             "top_p": None,
@@ -105,8 +105,8 @@ def test_as_without_drafts(seed: int, counts: list[int], truncated: bool, with_p
         if own and rng.random() < 0.7:
             own[0] = right[0]
     want, states = one_by_one(logits, drafts, temperatures, seeds, **options)
-    generators = seeded(list(seeds))
-    probs = torch.full((sum(counts), VOCAB), 1 / VOCAB) if with_probs and sum(counts) else None
+    generators, rest = seeded(list(seeds)), np.concatenate(drafts)
+    probs = torch.full((len(rest), VOCAB), 1 / VOCAB) if with_probs and len(rest) else None
     output = matching()(speculation(drafts), probs, logits.clone(), sampling(temperatures, generators, **options))
     tokens, _ = MatchingSampler.parse_output(output.sampled_token_ids, VOCAB)
     assert tokens == want

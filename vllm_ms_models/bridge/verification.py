@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import torch
 from vllm.v1.outputs import SamplerOutput
+from vllm.v1.sample.logits_processor.builtin import MinTokensLogitsProcessor
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.ops.topk_topp_sampler import random_sample
 from vllm.v1.sample.rejection_sampler import (
@@ -24,6 +25,22 @@ from vllm.v1.sample.rejection_sampler import (
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 from vllm_ms_models.bridge.sampler import argmax
+
+
+def _untouched(sampling_metadata: SamplingMetadata) -> bool:
+    """Whether no request asks for anything that changes logits but temperature, top-k and top-p."""
+    holder = sampling_metadata.thinking_budget_state_holder
+    return (
+        sampling_metadata.no_penalties
+        and sampling_metadata.allowed_token_ids_mask is None
+        and not sampling_metadata.bad_words_token_ids
+        and (holder is None or not holder.has_tracked_requests())
+        # With speculation vLLM has no other processor than this one.
+        and not any(
+            not isinstance(processor, MinTokensLogitsProcessor) or processor.min_toks
+            for processor in sampling_metadata.logitsprocs.non_argmax_invariant
+        )
+    )
 
 
 class MatchingSampler(RejectionSampler):
@@ -59,7 +76,9 @@ class MatchingSampler(RejectionSampler):
     def _processed(
         self, raw: torch.Tensor, metadata: SpecDecodeMetadata, sampling_metadata: SamplingMetadata
     ) -> torch.Tensor:
-        """Logits after penalties, masks and whatever else depends on the tokens before."""
+        """Logits after penalties, masks and whatever else depends on the tokens before; a copy if they may change."""
+        if _untouched(sampling_metadata):
+            return raw if sampling_metadata.all_greedy else raw.clone()
         scores = torch.empty_like(raw)
         target, bonus = metadata.target_logits_indices, metadata.bonus_logits_indices
         # The last rows first: a thinking budget is counted there.
