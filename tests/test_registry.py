@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from vllm_ms_models import registry
-from vllm_ms_models.registry import BUILT_IN, UnsupportedArchitectureError, register_model
+from vllm_ms_models.registry import BUILT_IN, DRAFTS, UnsupportedArchitectureError, register_model
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -79,22 +79,30 @@ def test_a_module_that_is_imported_again_registers_again() -> None:
 # --- finding -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", BUILT_IN)
+@pytest.mark.parametrize("architecture", BUILT_IN | DRAFTS)
 def test_built_in_modules_register_what_they_are_named_for(architecture: str) -> None:
-    module = import_module(BUILT_IN[architecture])
+    module = import_module((BUILT_IN | DRAFTS)[architecture])
     found = registry.lookup(architecture)
     assert found.__module__ == module.__name__
 
 
 def test_every_decorator_is_in_the_table() -> None:
-    for module in set(BUILT_IN.values()):
+    for module in {*BUILT_IN.values(), *DRAFTS.values()}:
         import_module(module)
     ours = {name for name, cls in registry._classes.items() if cls.__module__.startswith("vllm_ms_models.")}
-    assert ours == set(BUILT_IN)
+    assert ours == {*BUILT_IN, *DRAFTS}
     folders = {
         f"vllm_ms_models.{path.parent.name}.model" for path in (REPOSITORY / "vllm_ms_models").glob("*/model.py")
     }
     assert folders - {"vllm_ms_models.bridge.model"} == set(BUILT_IN.values())
+
+
+@pytest.mark.parametrize("architecture", DRAFTS)
+def test_drafts_are_not_served_by_themselves(architecture: str) -> None:
+    registry.lookup(architecture)
+    assert architecture not in registry.architectures()
+    with pytest.raises(UnsupportedArchitectureError, match=architecture):
+        registry.check(architecture)
 
 
 def test_unknown_architectures_list_the_known_ones(installed: list[EntryPoint]) -> None:

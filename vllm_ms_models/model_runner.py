@@ -4,14 +4,18 @@ Batching, chunked prefill, prefix caching, sampling, log-probabilities, structur
 all inherited; the model that it drives is a shell round a MindSpore Cell (`bridge/model.py`).
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from vllm.config import VllmConfig
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from vllm_ms_models.bridge.sampler import MindSporeSampler
+from vllm_ms_models.bridge.speculation import check_cache
 from vllm_ms_models.bridge.verification import MatchingSampler
 
 
@@ -26,6 +30,12 @@ class MindSporeModelRunner(CPUModelRunner):
         self.sampler: MindSporeSampler = MindSporeSampler(config.logprobs_mode, config.use_fp64_gumbel)
         if hasattr(self, "rejection_sampler"):
             self.rejection_sampler: MatchingSampler = MatchingSampler(self.sampler, self.speculative_config, device)
+
+    def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, *arguments: Any, **options: Any) -> None:
+        """As vLLM's, for a draft model that it can keep apart from the model."""
+        if self.speculative_config is not None and self.speculative_config.uses_draft_kv_cache():
+            check_cache(self.speculative_config, self.drafter._draft_attn_layer_names, kv_cache_config)
+        super().initialize_kv_cache(kv_cache_config, *arguments, **options)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> ModelRunnerOutput | AsyncModelRunnerOutput:
         """As vLLM's, but generators of requests that are still reading their prompt are out of its reach.

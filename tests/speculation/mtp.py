@@ -63,6 +63,35 @@ def with_draft_layer(folder: Path, residual: float = 1.0, seed: int = 5) -> Path
     return folder
 
 
+def in_fp8(folder: Path, quantized: Path) -> None:
+    """Quantize `folder` as DeepSeek-V3 is published, to `quantized`; `folder` then has what those weights stand for.
+
+    Linears have float8 weights and one scale for each block of 128 x 128; `eh_proj`, embedding and head stay floats.
+    """
+    shutil.copytree(folder, quantized)
+    floats, eights = load_file(folder / "model.safetensors"), {}
+    for name, weight in floats.items():
+        if "_proj" not in name or "eh_proj" in name:
+            eights[name] = weight
+            continue
+        rows, columns = weight.shape
+        assert max(rows, columns) <= 128, "one block"
+        scale = weight.abs().max().clamp(min=1e-6) / 448
+        eights[name] = (weight / scale).to(torch.float8_e4m3fn)
+        eights[f"{name}_scale_inv"] = scale.reshape(1, 1)
+        floats[name] = eights[name].float() * scale
+    save_file(floats, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(eights, quantized / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((quantized / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+    }
+    (quantized / "config.json").write_text(json.dumps(config))
+
+
 class DraftLayer(nn.Module):
     """The MTP layer as the paper has it (arXiv:2412.19437, equations 21 to 23), around transformers' decoder layer."""
 

@@ -1,6 +1,5 @@
 """The drafts' logits of DeepSeek-V3's MTP layer against torch's in float32, as vLLM's proposer asks for them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from vllm import LLM, SamplingParams
 from tests.checkpoints import random_prompts
 from tests.engines import engine, token_ids
 from tests.reference import torch_reference
-from tests.speculation.mtp import DraftLayer, with_draft_layer
+from tests.speculation.mtp import DraftLayer, in_fp8, with_draft_layer
 
 # Both sides are float32 and sum in different orders; four layers, as in tests/reference, with logits of the same size.
 TOLERANCE = torch_reference.LOGPROB_TOLERANCE
@@ -34,19 +33,19 @@ def recorded_logits(llm: LLM) -> list[torch.Tensor]:
     return logits
 
 
-@pytest.fixture(scope="module", params=[0.03, 1.0], ids=["some right", "wrong"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    yield with_draft_layer(tmp_path_factory.mktemp("mtp") / "model", request.param)
-
-
-def test_logits_of_drafts(folder: Path) -> None:
+@pytest.mark.parametrize("case", ["some right", "wrong", "some right, fp8"])
+def test_logits_of_drafts(case: str, tmp_path: Path) -> None:
     """Of both drafts of every step; rows of the cache that rejected drafts left are written anew.
 
     The prompt is read at once: at the end of a chunk vLLM gives the draft the prompt's last token, not the next one.
     """
+    folder = served = with_draft_layer(tmp_path / "model", 1.0 if case == "wrong" else 0.03)
+    if "fp8" in case:
+        served = tmp_path / "fp8"
+        in_fp8(folder, served)
     (prompt,) = random_prompts([LENGTH])
     with engine(
-        folder, max_num_batched_tokens=256, speculative_config={"method": "mtp", "num_speculative_tokens": 2}
+        served, max_num_batched_tokens=256, speculative_config={"method": "mtp", "num_speculative_tokens": 2}
     ) as llm:
         logits = recorded_logits(llm)
         sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, detokenize=False)
@@ -77,8 +76,9 @@ def test_logits_of_drafts(folder: Path) -> None:
     assert len(steps) > 2
 
 
-def test_the_draft_layer_shares_embedding_and_head(folder: Path) -> None:
+def test_the_draft_layer_shares_embedding_and_head(tmp_path: Path) -> None:
     """The checkpoint's copies are not read: the model's are used."""
+    folder = with_draft_layer(tmp_path / "model")
     with engine(folder, speculative_config={"method": "mtp", "num_speculative_tokens": 1}) as llm:
         executor: Any = llm.llm_engine.engine_core.engine_core.model_executor
         runner = executor.driver_worker.worker.model_runner

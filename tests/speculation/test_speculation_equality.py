@@ -116,6 +116,14 @@ def test_tokens_are_those_without_speculation(case: str, folders: dict[str, Path
     assert least * proposed <= accepted < proposed
 
 
+@pytest.mark.parametrize(("name", "draft"), [("qwen2", "windowed"), ("windowed", "qwen2")])
+def test_a_draft_that_needs_another_cache_is_refused(name: str, draft: str, folders: dict[str, Path]) -> None:
+    """vLLM would let it write over the model's."""
+    speculation = {"model": str(folders[draft]), "num_speculative_tokens": 1}
+    with pytest.raises(ValueError, match=r"their attention layers need different caches.*use the method ngram"):
+        generate(folders[name], speculation)
+
+
 def greedy_acceptance(folder: Path, speculation: dict[str, Any], prompts: list[list[int]], tokens: int) -> float:
     with engine(folder, speculative_config=speculation, max_num_batched_tokens=48, disable_log_stats=False) as llm:
         sampling = SamplingParams(**COMMON | {"max_tokens": tokens, "temperature": 0})

@@ -1,10 +1,11 @@
-"""What of --speculative-config is not supported: one sentence each."""
+"""What of --speculative-config is not supported: a sentence for each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from importlib.util import find_spec
 from typing import Any
 
 from vllm.config import SpeculativeConfig
+from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vllm_ms_models import registry
 
@@ -51,3 +52,17 @@ def _options(spec: SpeculativeConfig) -> Iterator[tuple[str, Any]]:
     yield "attention_backend", spec.attention_backend
     yield "moe_backend", spec.moe_backend
     yield "kv_cache_dtype", spec.kv_cache_dtype
+
+
+def check_cache(spec: SpeculativeConfig, draft_layers: Set[str], cache: KVCacheConfig) -> None:
+    """ValueError for a draft whose attention layers are not in the model's first group of cache blocks.
+
+    vLLM gives a draft model the blocks of that group: with other ones it would write over the model's cache.
+    """
+    groups = [number for number, group in enumerate(cache.kv_cache_groups) if draft_layers & set(group.layer_names)]
+    if groups != [0]:
+        raise ValueError(
+            f"The draft {spec.draft_model_config.model} cannot serve this model: their attention layers need different "
+            "caches (a sliding window in one of them); name a draft that attends in all layers as the model does in "
+            "all of its own, or use the method ngram."
+        )
