@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parents[1]
 @pytest.fixture(autouse=True)
 def restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is gone after it; our own modules register when they are first imported."""
-    for module in BUILT_IN.values():
+    for module in (BUILT_IN | DRAFTS).values():
         import_module(module)
     monkeypatch.setattr(registry, "_classes", dict(registry._classes))
 
