@@ -10,7 +10,7 @@ namespace vllm_ms {
 // Nested and concurrent calls run their chunks on the calling thread alone, as thread 0.
 void run_chunks(long chunks, void (*body)(void* context, long chunk, int thread), void* context);
 
-// Threads a call uses, the calling one included.
+// Threads a call uses, the calling one included: 1 within a chunk.
 int thread_count();
 
 // Most threads a pool created from now on may have (OMP_NUM_THREADS); 0: as many as the affinity mask has CPUs.
