@@ -9,12 +9,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 CHECKPOINTS = Path(__file__).with_name(".checkpoints")
 ROOT = Path(__file__).parents[1]
 SHARD_BYTES = 1 << 30
+CORRECTION = "e_score_correction_bias"  # of DeepSeek-V3's routers, float32
 
 _QWEN2: dict[str, Any] = {
     "model_type": "qwen2",
@@ -86,6 +88,39 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "mlp_bias": False,
         "bos_token_id": 128000,
         "eos_token_id": 128001,
+    },
+    # DeepSeek-V3's structure, attention sizes and routing, with fewer, smaller and thinner layers: 2.1 B parameters.
+    "deepseek-v3-2b": {
+        "model_type": "deepseek_v3",
+        "hidden_act": "silu",
+        "vocab_size": 32768,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "moe_intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "first_k_dense_replace": 1,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "q_lora_rank": 1536,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "n_routed_experts": 256,
+        "num_experts_per_tok": 8,
+        "n_shared_experts": 1,
+        "n_group": 8,
+        "topk_group": 4,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+        "topk_method": "noaux_tc",  # these two for vLLM, as the released config has them
+        "scoring_func": "sigmoid",
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
     },
     # For trying the benchmark itself: seconds instead of minutes.
     "tiny": {
@@ -159,6 +194,23 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="t0", eos_token="t1").save_pretrained(folder)
 
 
+def _released(model: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of a checkpoint's tensors: tied ones once, experts one by one (transformers stacks them)."""
+    stored = [*model.named_parameters(), *((name, b) for name, b in model.named_buffers() if name.endswith(CORRECTION))]
+    for name, tensor in stored:
+        if tensor.ndim < 3:
+            yield name, tuple(tensor.shape)
+            continue
+        experts, rows, columns = tensor.shape
+        block, _, matrix = name.rpartition(".")
+        for expert in range(experts):
+            if matrix == "gate_up_proj":
+                yield f"{block}.{expert}.gate_proj.weight", (rows // 2, columns)
+                yield f"{block}.{expert}.up_proj.weight", (rows // 2, columns)
+            else:
+                yield f"{block}.{expert}.{matrix}.weight", (rows, columns)
+
+
 def write(name: str) -> None:
     """Make the checkpoint of `name`: values as transformers initialises them, seed 0, bf16, one shard at a time."""
     import torch
@@ -182,12 +234,13 @@ def write(name: str) -> None:
         weight_map.update(dict.fromkeys(shard, file))
         shard.clear()
 
-    for part, weight in model.named_parameters():  # tied ones once
-        if weight.ndim == 1:
-            shard[part] = torch.zeros(weight.shape) if part.endswith("bias") else torch.ones(weight.shape)
+    for part, shape in _released(model):
+        if len(shape) == 1:
+            shard[part] = torch.zeros(shape) if part.endswith("bias") else torch.ones(shape)
         else:
-            shard[part] = torch.empty(weight.shape).normal_(0, config.initializer_range, generator=generator)
-        shard[part] = shard[part].to(torch.bfloat16)
+            shard[part] = torch.empty(shape).normal_(0, config.initializer_range, generator=generator)
+        if not part.endswith(CORRECTION):
+            shard[part] = shard[part].to(torch.bfloat16)
         if sum(tensor.nbytes for tensor in shard.values()) > SHARD_BYTES:
             flush()
     flush()

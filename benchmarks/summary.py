@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks import cases
 from benchmarks.cases import Case
 from benchmarks.cost import Cost, Shape
+from benchmarks.cost_latent import LatentShape
 from benchmarks.models import CONFIGS, split
 from benchmarks.peers import OURS
 
@@ -55,9 +56,10 @@ class Row:
         return (max if self.higher_is_better else min)(found)[1]
 
 
-def shape_of(model: str) -> Shape:
+def shape_of(model: str) -> Shape | LatentShape:
     shape, scheme = split(model)
-    return Shape.of(CONFIGS[shape], scheme)
+    kind = LatentShape if "kv_lora_rank" in CONFIGS[shape] else Shape
+    return kind.of(CONFIGS[shape], scheme)
 
 
 def _step_row(model: str, name: str, record: Results) -> Row:

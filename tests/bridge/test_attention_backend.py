@@ -19,6 +19,7 @@ from vllm.v1.kv_cache_interface import (
     compute_layer_kv_cache_shape_bytes,
 )
 
+from tests.layer_testing import context
 from vllm_ms_models import kernels
 from vllm_ms_models.bridge.attention_backend import (
     CachedLatentLayer,
@@ -30,7 +31,7 @@ from vllm_ms_models.bridge.attention_backend import (
 from vllm_ms_models.bridge.tensors import to_torch
 from vllm_ms_models.kernels.reference import ReferenceKernels
 from vllm_ms_models.layers.attention import Attention
-from vllm_ms_models.layers.mla import LatentAttention
+from vllm_ms_models.layers.mla import LatentAttention, LatentHeads
 
 CONFIG: Any = SimpleNamespace(cache_config=SimpleNamespace(block_size=16, cache_dtype="auto"))
 INT8: Any = SimpleNamespace(cache_config=SimpleNamespace(block_size=16, cache_dtype="int8_per_token_head"))
@@ -140,7 +141,7 @@ def test_what_the_cache_manager_is_asked_for() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_cache_of_latents(dtype: torch.dtype) -> None:
     """A row of latent and rotated key for each position, and nothing else; vLLM's tensor reaches the cell whole."""
-    cell = LatentAttention("a", 4, 40, 32, 1.0)
+    cell = LatentAttention("a", LatentHeads("b", 4, 32, 8, 8, context(dtype)), 8, 1.0)
     layer = cached_layer(cell, dtype)
     assert isinstance(layer, CachedLatentLayer)
     spec = layer.get_kv_cache_spec(CONFIG)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import mindspore as ms
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -19,7 +18,6 @@ from mindspore.utils.dlpack import to_dlpack
 
 from tests.kernels.integers import DYNAMIC
 from tests.kernels.references import make_weight, normal, to_array, to_tensor
-from vllm_ms_models.kernels import Integers
 from vllm_ms_models.kernels.cpu import CpuKernels, KernelBuildError, backend
 
 try:
@@ -293,39 +291,6 @@ def test_memory_goes_back_when_the_process_is_idle(kernels: CpuKernels, threads:
     assert module.recycled_bytes() >= 160 << 20
     time.sleep(3)
     assert 32 << 20 <= module.recycled_bytes() <= 64 << 20
-
-
-def resident() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def test_a_weight_returns_its_memory(kernels: CpuKernels) -> None:
-    weight = kernels.new_weight((4096,), 4096, ms.float32)
-    source = np.ones((4096, 4096), ml_dtypes.bfloat16)
-    before = resident()
-    kernels.load_rows(weight, 0, 0, source)
-    assert resident() - before > 60 << 20
-    del weight
-    gc.collect()
-    assert resident() - before < 8 << 20
-
-
-@pytest.mark.parametrize(("kind", "bytes_of_values"), [(DYNAMIC, 32 << 20), (Integers(4, 128, "float"), 16 << 20)])
-def test_memory_of_integers(kernels: CpuKernels, kind: Integers, bytes_of_values: int) -> None:
-    """None before they are loaded; then that of values and scales, and of zero points once there are some."""
-    begin = resident()
-    weight = kernels.new_integer_weight((8192,), 4096, kind)
-    assert resident() - begin < 4 << 20
-    groups = kind.groups(4096)
-    scales, zeros = np.ones((8192, groups), np.float32), np.zeros((8192, groups), np.int8)
-    kernels.load_integers(weight, 0, 0, np.ones((8192, 4096), np.int8))
-    kernels.load_scales(weight, 0, 0, scales, zeros)
-    wanted = bytes_of_values + scales.nbytes
-    assert wanted - (1 << 20) < resident() - begin < wanted + scales.nbytes + (9 << 20)
-    del weight
-    gc.collect()
-    assert resident() - begin < 10 << 20
 
 
 def test_nothing_at_all(kernels: CpuKernels) -> None:

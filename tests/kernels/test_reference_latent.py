@@ -62,23 +62,21 @@ def test_rotary_behind_other_features(
     size, tail = before + 2 * half + rest, 2 * half + rest
     positions = rng.integers(0, 50, tokens)
     cos_sin = normal(rng, (50, 2 * half), ms.float32)
-    inputs = [normal(rng, (tokens, heads * size), dtype) for heads in (3, 1)]
-    query, key = (to_tensor(x, dtype) for x in inputs)
+    x, y = normal(rng, (tokens, 3 * size), dtype), normal(rng, (tokens, 2 * tail), dtype)
+    query, key = to_tensor(x, dtype), to_tensor(y, dtype)
     kernels.rotary(query, key, Tensor(positions), to_tensor(cos_sin, ms.float32), size, interleaved, before)
-    for x, tensor in zip(inputs, (query, key), strict=True):
-        values, error = x.reshape(tokens, x.shape[1] // size, size).copy(), np.zeros((tokens, x.shape[1] // size, size))
-        rotated = ref.rotary(
-            values[..., before:].reshape(tokens, x.shape[1] // size * tail), positions, cos_sin, tail, interleaved
-        )
-        values[..., before:], error[..., before:] = (part.reshape(tokens, x.shape[1] // size, tail) for part in rotated)
-        ref.assert_close(tensor, (values.reshape(x.shape), error.reshape(x.shape)), dtype)
+    ref.assert_close(key, ref.rotary(y, positions, cos_sin, tail, interleaved), dtype)
+    values, error = x.reshape(tokens, 3, size).copy(), np.zeros((tokens, 3, size))
+    rotated = ref.rotary(values[..., before:].reshape(tokens, 3 * tail), positions, cos_sin, tail, interleaved)
+    values[..., before:], error[..., before:] = (part.reshape(tokens, 3, tail) for part in rotated)
+    ref.assert_close(query, (values.reshape(x.shape), error.reshape(x.shape)), dtype)
 
 
 @examples
-@given(seed=seeds, dtype=dtypes, tokens=ref.token_counts, width=widths, data=st.data())
-def test_write_latent(kernels: Kernels, seed: int, dtype: Any, tokens: int, width: int, data: Any) -> None:
+@given(seed=seeds, dtype=dtypes, tokens=ref.token_counts, rank=widths, rope=st.integers(1, 9), data=st.data())
+def test_write_latent(kernels: Kernels, seed: int, dtype: Any, tokens: int, rank: int, rope: int, data: Any) -> None:
     """Tokens land in their slots of memory that torch sees, nothing else changes, and negative slots are skipped."""
-    rng = np.random.default_rng(seed)
+    rng, width = np.random.default_rng(seed), rank + rope
     block_size = data.draw(st.sampled_from(ref.block_sizes(kernels)))
     shape = kernels.latent_cache_shape(tokens // block_size + 2, block_size, width)
     assert np.prod(shape) == shape[0] * block_size * width
@@ -87,7 +85,7 @@ def test_write_latent(kernels: Kernels, seed: int, dtype: Any, tokens: int, widt
     slots = rng.permutation(shape[0] * block_size)[:tokens]
     slots[rng.random(tokens) < 0.2] = -1
     latent = normal(rng, (tokens, width), dtype)
-    kernels.write_latent(to_tensor(latent, dtype), cache, Tensor(slots))
+    kernels.write_latent(to_tensor(latent[:, :rank], dtype), to_tensor(latent[:, rank:], dtype), cache, Tensor(slots))
     want.reshape(-1, width)[slots[slots >= 0]] = latent[slots >= 0]
     for memory in (original.double().numpy(), to_array(cache)):
         np.testing.assert_array_equal(memory, want)
@@ -132,7 +130,14 @@ def test_mla_attention(
 def test_mla_attention_of_long_sequences(kernels: Kernels, dtype: Any, queries: list[int]) -> None:
     """DeepSeek's sizes; contexts of several tiles, which threads share."""
     rng = np.random.default_rng(0)
-    lengths, block_size, width = np.array([1300, 70]), 32, 576
+    check_attention(kernels, rng, dtype, long_sequences(rng, dtype, queries, [1300, 70], 576), 4, 512, 0.05)
+
+
+def long_sequences(
+    rng: np.random.Generator, dtype: Any, queries: list[int], seq_lens: list[int], width: int
+) -> ref.Paged:
+    """Two sequences of latents in blocks of 32."""
+    lengths, block_size = np.array(seq_lens), 32
     counts = -(-lengths // block_size)
     order = rng.permutation(int(counts.sum()))
     cache = np.full((len(order), 2, 1, block_size, width), np.nan)
@@ -142,22 +147,89 @@ def test_mla_attention_of_long_sequences(kernels: Kernels, dtype: Any, queries: 
         for position in range(length):
             cache[table[position // block_size], 0, 0, position % block_size] = normal(rng, (width,), dtype)
     starts = np.concatenate(([0], np.cumsum(queries)))
-    paged = ref.Paged(cache, *(array.astype(np.int32) for array in (starts, lengths, tables)))
-    check_attention(kernels, rng, dtype, paged, 4, 512, 0.05)
+    return ref.Paged(cache, *(array.astype(np.int32) for array in (starts, lengths, tables)))
+
+
+@settings(examples, max_examples=60)
+@given(
+    seed=seeds,
+    dtype=dtypes,
+    heads=st.sampled_from((1, 2, 5)),
+    rank=st.sampled_from((3, 16, 33)),
+    nope=st.sampled_from((2, 16, 21)),
+    rope=st.sampled_from((1, 8, 16)),
+    data=st.data(),
+)
+def test_mla_prefill(
+    kernels: Kernels, seed: int, dtype: Any, heads: int, rank: int, nope: int, rope: int, data: Any
+) -> None:
+    rng = np.random.default_rng(seed)
+    value_size = data.draw(st.sampled_from(sorted({1, 16, nope, nope + rope} & set(range(nope + rope + 1)))))
+    paged = data.draw(ref.paged_sequences(rng, dtype, 1, rank + rope, None, ref.block_sizes(kernels)))
+    check_prefill(kernels, rng, dtype, paged, heads, (rank, nope, rope, value_size))
+
+
+@pytest.mark.parametrize("dtype", ref.DTYPES)
+def test_mla_prefill_of_long_sequences(kernels: Kernels, dtype: Any) -> None:
+    """DeepSeek's sizes; a prompt that goes on and one that is new, both longer than what is expanded at a time."""
+    rng = np.random.default_rng(0)
+    paged = long_sequences(rng, dtype, [20, 290], [700, 290], 576)
+    check_prefill(kernels, rng, dtype, paged, 3, (512, 128, 64, 128))
+
+
+def check_prefill(
+    kernels: Kernels,
+    rng: np.random.Generator,
+    dtype: Any,
+    paged: ref.Paged,
+    heads: int,
+    sizes: tuple[int, int, int, int],
+) -> None:
+    """Against ordinary attention over what the linear layer, which has tests of its own, expands the latents to."""
+    rank, nope, rope, value_size = sizes
+    tokens, size = int(paged.query_start[-1]), nope + rope
+    query = normal(rng, (tokens, heads * size), dtype)
+    matrices = [[normal(rng, (rows, rank), dtype) * rank**-0.5 for rows in (nope, value_size)] for _ in range(heads)]
+    weights = [[ref.make_weight(kernels, matrix, [len(matrix)], dtype) for matrix in pair] for pair in matrices]
+    keys, values = zip(*weights, strict=True)
+    latents = np.nan_to_num(paged.cache[:, 0, 0])  # unused positions are NaN
+    got = kernels.mla_prefill(
+        to_tensor(query, dtype), to_tensor(paged.cache[:, 0, 0], dtype), paged.tensors(), keys, values, 0.3
+    )
+    source = to_tensor(latents.reshape(-1, rank + rope)[:, :rank], dtype)
+    unused = np.isnan(paged.cache[:, 0, 0, :, :1])
+    wanted = []
+    for head in range(heads):
+        expanded = np.zeros((len(latents), 2, 1, latents.shape[1], size))
+        expanded[:, 0, 0, :, :nope] = to_array(kernels.linear(source, keys[head])).reshape(*latents.shape[:2], nope)
+        expanded[:, 0, 0, :, nope:] = latents[..., rank:]
+        expanded[:, 1, 0, :, :value_size] = to_array(kernels.linear(source, values[head])).reshape(
+            *latents.shape[:2], value_size
+        )
+        expanded[:, :, 0] = np.where(unused[:, None], np.nan, expanded[:, :, 0])
+        one = ref.Paged(expanded, paged.query_start, paged.seq_lens, paged.block_tables)
+        rows = query.reshape(tokens, heads, size)[:, head]
+        bounded = ref.attention(rows, one, 0.3, None, None, True, ref.share_error(kernels, dtype))
+        wanted.append([part.reshape(tokens, size)[:, :value_size] for part in bounded])
+    joined = tuple(np.concatenate(parts, 1) for parts in zip(*wanted, strict=True))
+    ref.assert_close(got, joined, dtype)
 
 
 def test_what_does_not_fit_is_refused(kernels: Kernels) -> None:
     x, cache = to_tensor(np.ones((2, 6)), ms.float32), to_tensor(np.ones((2, 16, 3)), ms.float32)
+    two = Tensor(np.arange(2))
     weight = ref.make_weight(kernels, np.ones((2, 3)), [2], ms.float32)
     paged = ref.Paged(np.zeros(0), *(np.array(values, np.int32) for values in ([0, 2], [2], [[0]]))).tensors()
     for call in (
         lambda: kernels.linear_heads(x, [weight]),
         lambda: kernels.linear_heads(x, [weight, weight], 1),
-        lambda: kernels.write_latent(x, cache, Tensor(np.arange(2))),
-        lambda: kernels.write_latent(to_tensor(np.ones((2, 3)), ms.float16), cache, Tensor(np.arange(2))),
-        lambda: kernels.write_latent(to_tensor(np.ones((1, 3)), ms.float32), cache, Tensor(np.array([32]))),
+        lambda: kernels.write_latent(x, x, cache, Tensor(np.arange(2))),
+        lambda: kernels.write_latent(*(to_tensor(np.ones((2, n)), ms.float16) for n in (2, 1)), cache, two),
+        lambda: kernels.write_latent(*(to_tensor(np.ones((2, n)), ms.float32) for n in (2, 1)), cache, two + 31),
         lambda: kernels.mla_attention(x, cache, paged, 1.0, 4),
         lambda: kernels.mla_attention(to_tensor(np.ones((2, 4)), ms.float32), cache, paged, 1.0, 3),
+        lambda: kernels.mla_prefill(x, cache, paged, [weight], [weight], 1.0),
+        lambda: kernels.mla_prefill(x, cache, paged, [weight] * 3, [weight] * 2, 1.0),
     ):
         with pytest.raises(ValueError):
             call()

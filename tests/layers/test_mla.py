@@ -1,4 +1,4 @@
-"""Absorbed latent attention against the definition: keys and values of every head made from kv_b_proj, in float64."""
+"""Latent attention, absorbed and expanded, against the definition in float64: kv_b_proj gives each head keys and values."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +16,9 @@ from tests.layer_testing import (
 )
 from vllm_ms_models.bridge.tensors import DTYPES, to_mindspore, to_torch
 from vllm_ms_models.kernels import PagedSequences
+from vllm_ms_models.layers import mla
 from vllm_ms_models.layers.batch import Batch, CacheView
-from vllm_ms_models.layers.mla import AbsorbedProjection, MultiHeadLatentAttention
+from vllm_ms_models.layers.mla import LatentHeads, MultiHeadLatentAttention
 from vllm_ms_models.layers.rotary import RotaryEmbedding
 
 HIDDEN, HEADS, RANK, NOPE, ROPE, VALUE = 40, 3, 19, 11, 6, 13
@@ -98,18 +99,26 @@ def expected(hidden: torch.Tensor, tensors: dict[str, torch.Tensor], config: Any
     return linear("o_proj", result.reshape(tokens, -1))
 
 
+@pytest.mark.parametrize("expand_from", [1, 6, 1000])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(
     ("q_lora_rank", "bias", "mscale", "interleaved"),
     [(None, False, 0.0, True), (23, True, 1.0, True), (23, False, 0.707, False)],
 )
 def test_in_one_piece_and_in_steps(
-    dtype: torch.dtype, q_lora_rank: int | None, bias: bool, mscale: float, interleaved: bool
+    dtype: torch.dtype,
+    q_lora_rank: int | None,
+    bias: bool,
+    mscale: float,
+    interleaved: bool,
+    expand_from: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A prefill, then a chunk, then a token, over scattered blocks. Rounded are: queries and their absorbed form,
-    latents, probabilities (some kernels), the mean and the result; about five units of bfloat16 in all."""
+    """A prefill, then a chunk, then a token, over scattered blocks. Rounded are: queries and their absorbed form (or
+    keys and values), latents, probabilities (some kernels), the mean and the result; five units of bfloat16 in all."""
+    monkeypatch.setattr(mla, "EXPAND_FROM", expand_from)
     config, tokens = make(q_lora_rank, bias, mscale, interleaved), 21
-    rotary = RotaryEmbedding(config, context(dtype), interleaved, before=RANK)
+    rotary = RotaryEmbedding(config, context(dtype), interleaved, before=NOPE)
     cell: Any = MultiHeadLatentAttention(config, rotary, context(dtype), "a")
     tensors = checkpoint(config, dtype)
     for part in (part for _, part in cell.cells_and_names() if hasattr(part, "slots")):
@@ -137,9 +146,43 @@ def test_in_one_piece_and_in_steps(
 
 def test_the_matrix_is_kept_once() -> None:
     """kv_b_proj itself is gone after loading."""
-    cell = AbsorbedProjection("b", HEADS, RANK, NOPE, VALUE, context())
+    cell = LatentHeads("b", HEADS, RANK, NOPE, VALUE, context())
     load(cell, {"b.weight": normal(0, HEADS * (NOPE + VALUE), RANK)})
     cell.finish_loading()
     assert cell.scheme is None
     assert [weight.sizes for weight in cell.absorbing] == [(RANK,)] * HEADS
-    assert [weight.sizes for weight in cell.expanding] == [(VALUE,)] * HEADS
+    assert [weight.sizes for weight in cell.keys] == [(NOPE,)] * HEADS
+    assert [weight.sizes for weight in cell.values] == [(VALUE,)] * HEADS
+
+
+def test_a_batch_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens of a sequence that decodes and of two prompts give what each gives alone, all absorbed."""
+    config, dtype = make(None, False), torch.float32
+    rotary = RotaryEmbedding(config, context(dtype), True, before=NOPE)
+    cell: Any = MultiHeadLatentAttention(config, rotary, context(dtype), "a")
+    tensors = checkpoint(config, dtype)
+    for part in (part for _, part in cell.cells_and_names() if hasattr(part, "slots")):
+        load(part, {name: tensors[name] for name in {slot.name for slot in part.slots()}})
+        if hasattr(part, "finish_loading"):
+            part.finish_loading()
+    counts, lengths = [1, 2, 9, 3], [18, 2, 11, 3]
+    shape = cell.attention.kernels.latent_cache_shape(8, 16, RANK + ROPE)
+    filled = normal(1, *shape, dtype=dtype)
+    table = torch.arange(8, dtype=torch.int32).reshape(4, 2)
+    hidden = normal(2, sum(counts), HIDDEN, dtype=dtype).split(counts)
+
+    def run(which: list[int]) -> torch.Tensor:
+        cell.attention.cache = to_mindspore(filled.clone())
+        spans = [torch.arange(lengths[i] - counts[i], lengths[i]) for i in which]
+        slots = torch.cat([table[i, span // 16].long() * 16 + span % 16 for i, span in zip(which, spans, strict=True)])
+        starts = torch.tensor([0, *torch.tensor([counts[i] for i in which]).cumsum(0)]).int()
+        tensors = (starts, torch.tensor([lengths[i] for i in which]).int(), table[which])
+        sequences = PagedSequences(*map(to_mindspore, tensors), max(counts[i] for i in which), 18)
+        batch = Batch(to_mindspore(torch.cat(spans)), {"a.attn": CacheView(sequences, to_mindspore(slots))})
+        return to_torch(cell(to_mindspore(torch.cat([hidden[i] for i in which])), batch))
+
+    monkeypatch.setattr(mla, "EXPAND_FROM", 1000)
+    alone = torch.cat([run([i]) for i in range(4)])
+    monkeypatch.setattr(mla, "EXPAND_FROM", 9)
+    # Of values of order 1, sums of up to 40 products, rounded in another order.
+    torch.testing.assert_close(run([0, 1, 2, 3]), alone, rtol=0, atol=40 * 2**-24)

@@ -27,7 +27,7 @@ from vllm_ms_models.bridge.tensors import to_mindspore
 from vllm_ms_models.kernels import SCALE_BYTES, PagedSequences
 from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import CacheView
-from vllm_ms_models.layers.mla import LatentAttention
+from vllm_ms_models.layers.mla import EXPAND_FROM, LatentAttention
 
 
 class MetadataBuilder(AttentionMetadataBuilder[Any]):
@@ -37,6 +37,8 @@ class MetadataBuilder(AttentionMetadataBuilder[Any]):
         self, kv_cache_spec: KVCacheSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        if isinstance(kv_cache_spec, MLAAttentionSpec):  # vLLM then puts the others behind those with fewer tokens
+            self._init_reorder_batch_threshold(EXPAND_FROM - 1)
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False

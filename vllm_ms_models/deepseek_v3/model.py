@@ -59,7 +59,7 @@ class DeepseekV3ForCausalLM(CausalLM):
 
     def __init__(self, config: Any, context: ModelContext) -> None:
         entries.check(config)
-        rotary = RotaryEmbedding(config, context, entries.interleaved(config), before=config.kv_lora_rank)
+        rotary = RotaryEmbedding(config, context, entries.interleaved(config), before=config.qk_nope_head_dim)
         model = Decoder(
             config, context, lambda layer, prefix: DeepseekV3DecoderLayer(config, layer, rotary, context, prefix)
         )

@@ -3,7 +3,8 @@
 import logging
 import os
 
-from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Routing, Weight
+from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
+from vllm_ms_models.kernels.routing import Routing
 
 logger = logging.getLogger("vllm.ms_models")  # a child of vLLM's, so that it shares its handlers
 

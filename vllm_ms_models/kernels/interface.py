@@ -19,6 +19,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from vllm_ms_models.kernels.routing import Routing
+
 SCALE_BYTES = 4  # of the float32 scale beside each row of a cache of int8
 
 
@@ -87,48 +89,6 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Routing:
-    """How each token chooses `top_k` of its experts from their logits, and what share each of them has.
-
-    Scores are the logits' `scoring`: "softmax" over all experts, or "sigmoid" of each. An expert's rank is its score,
-    plus a bias where one is given. With `groups` > 1, neighbouring experts form so many groups of one size; a group's
-    rank is the largest of its experts' ("max") or the sum of its two largest ("top2"), and only experts of the
-    `top_groups` best groups are chosen. Of equal ranks the first is better.
-
-    Shares are the scores of the chosen experts, without the bias; divided by their sum (+ 1e-20) if `renormalize`;
-    times `scale`. Raises ValueError for what cannot be.
-    """
-
-    top_k: int
-    renormalize: bool = False
-    scoring: Literal["softmax", "sigmoid"] = "softmax"
-    scale: float = 1.0
-    groups: int = 1
-    top_groups: int = 1
-    group_rank: Literal["max", "top2"] = "max"
-
-    def __post_init__(self) -> None:
-        if self.scoring not in ("softmax", "sigmoid"):
-            raise ValueError(f"Experts cannot be scored by {self.scoring!r}; softmax and sigmoid are supported.")
-        if self.group_rank not in ("max", "top2"):
-            raise ValueError(f"Groups of experts cannot be ranked by {self.group_rank!r}; max and top2 are supported.")
-        if self.top_k < 1 or not 1 <= self.top_groups <= self.groups:
-            raise ValueError(
-                f"{self.top_k} experts of {self.top_groups} of {self.groups} groups cannot be chosen: at least one "
-                "expert is needed, and at least one group of those that there are."
-            )
-
-    def check(self, num_experts: int) -> None:
-        """ValueError unless there are so many groups and experts to choose from."""
-        size = num_experts // self.groups
-        if num_experts % self.groups or size * self.top_groups < self.top_k or (self.group_rank == "top2" and size < 2):
-            raise ValueError(
-                f"{num_experts} experts in {self.groups} groups do not fit a choice of {self.top_k} experts from "
-                f"{self.top_groups} groups ranked by {self.group_rank}; check config.json."
-            )
-
-
-@dataclass(frozen=True)
 class PagedSequences:
     """Where the sequences of a batch lie in the rows of an activation and in the paged KV cache (all int32).
 
@@ -146,6 +106,25 @@ class PagedSequences:
     @property
     def num_sequences(self) -> int:
         return self.seq_lens.shape[0]
+
+    def split(self, tokens: int) -> tuple["PagedSequences | None", "PagedSequences | None", int]:
+        """Those before the first sequence with `tokens` rows or more; the others; where the others' rows begin."""
+        if self.max_query_len < tokens:
+            return self, None, 0
+        starts = self.query_start.asnumpy()
+        first = int(np.argmax(np.diff(starts) >= tokens))
+        if first == 0:
+            return None, self, 0
+        return self._part(slice(None, first)), self._part(slice(first, None)), int(starts[first])
+
+    def _part(self, which: slice) -> "PagedSequences":
+        """Some neighbours of them; their rows are counted from the first one's."""
+        begin, end, _ = which.indices(self.num_sequences)
+        starts, lengths = self.query_start.asnumpy()[begin : end + 1], self.seq_lens.asnumpy()[begin:end]
+        tables = np.ascontiguousarray(self.block_tables.asnumpy()[begin:end])
+        arrays = starts - starts[0], lengths, tables
+        tensors = (Tensor.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+        return PagedSequences(*tensors, max_query_len=int(np.diff(starts).max()), max_seq_len=int(lengths.max()))
 
 
 class Kernels(ABC):
@@ -311,12 +290,12 @@ class Kernels(ABC):
         interleaved: bool,
         offset: int = 0,
     ) -> None:
-        """Rotate `query` and `key` `[tokens, heads * head_size]` in place.
+        """Rotate `query` `[tokens, heads * head_size]` and `key` `[tokens, heads * (head_size - offset)]` in place.
 
         `positions` is int64 `[tokens]`; `cos_sin` float32 `[max_position, rotary_size]`, row p holding
         cos(p f_0) ... cos(p f_{r/2-1}), sin(p f_0) ... sin(p f_{r/2-1}). Of each head, `rotary_size` features
-        from `offset` on rotate, the others stay. Pairs are (i, i + rotary_size/2), or (2i, 2i + 1) when `interleaved`,
-        counted from `offset`.
+        rotate, the others stay: a query's from `offset` on, a key's from the first. Pairs are (i, i + rotary_size/2),
+        or (2i, 2i + 1) when `interleaved`, counted from there.
         """
 
     @abstractmethod
@@ -376,8 +355,11 @@ class Kernels(ABC):
         """
 
     @abstractmethod
-    def write_latent(self, latent: Tensor, cache: Tensor, slots: Tensor) -> None:
-        """Store `latent` `[tokens, width]` at `slots` of `cache`, in place; slots as in `write_kv`."""
+    def write_latent(self, latent: Tensor, key: Tensor, cache: Tensor, slots: Tensor) -> None:
+        """Store the rows of `latent` and `key` `[tokens, ...]`, side by side, at `slots` of `cache`, in place.
+
+        Together they have `width` values; slots as in `write_kv`.
+        """
 
     @abstractmethod
     def mla_attention(
@@ -388,4 +370,22 @@ class Kernels(ABC):
         A position's key is its `width` values in the cache, its value the first `value_size` of them. The result is
         `[tokens, heads * value_size]`: softmax in float32 of `scale * q.k` over the positions up to the token's own.
         Rows that belong to no sequence (beyond `query_start[-1]`) are undefined.
+        """
+
+    @abstractmethod
+    def mla_prefill(
+        self,
+        query: Tensor,
+        cache: Tensor,
+        sequences: PagedSequences,
+        keys: Sequence[Weight],
+        values: Sequence[Weight],
+        scale: float,
+    ) -> Tensor:
+        """Causal attention of `query` `[tokens, heads * key_size]` over keys and values that latents are expanded to.
+
+        Head h's key of a position is `linear(latent, keys[h])` and, behind it, what follows the latent in the cache;
+        its value is `linear(latent, values[h])`. Both are rounded to the activations' dtype, and a value has at most as
+        many features as a key. The result is `[tokens, heads * values]`, as that of `mla_attention`; each head of a
+        sequence is expanded once, so this pays for many tokens of it.
         """

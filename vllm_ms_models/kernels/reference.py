@@ -15,11 +15,12 @@ import numpy as np
 from mindspore import Tensor, mint, ops
 
 from vllm_ms_models.kernels import reference_cache, reference_experts, reference_integers, reference_latent
-from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Routing, Weight
+from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
 from vllm_ms_models.kernels.reference_memory import NUMPY as _NUMPY
 from vllm_ms_models.kernels.reference_memory import cast as _cast
 from vllm_ms_models.kernels.reference_memory import copy as _copy
 from vllm_ms_models.kernels.reference_memory import memory as _memory
+from vllm_ms_models.kernels.routing import Routing
 
 _WEIGHT_CHUNK = 1 << 21  # weight elements widened to float32 at a time: 8 MB, which a last-level cache holds
 _SCORE_CHUNK = 1 << 24  # attention scores at a time: 64 MB
@@ -123,7 +124,7 @@ class ReferenceKernels(Kernels):
             return _cast(self.silu_and_mul(gate, up), x.dtype)
         return _cast(self.gelu_and_mul(gate, up, activation == "gelu_tanh"), x.dtype)
 
-    def _product(self, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    def _product(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         """`x @ weight.T + bias` in float32."""
         features = weight.in_features
         _require(x.ndim == 2 and x.shape[1] == features, f"expected [tokens, {features}], got {x.shape}")
@@ -152,7 +153,7 @@ class ReferenceKernels(Kernels):
             yield rows
 
     def linear_heads(self, x: Tensor, weights: Sequence[Weight], passed: int = 0) -> Tensor:
-        return reference_latent.linear_heads(x, weights, passed, lambda rows, weight: self._product(rows, weight, None))
+        return reference_latent.linear_heads(x, weights, passed, self._product)
 
     def embedding(self, ids: Tensor, weight: Weight, first_row: int = 0) -> Tensor:
         result = mint.empty((ids.shape[0], weight.in_features), dtype=weight.dtype)
@@ -226,8 +227,9 @@ class ReferenceKernels(Kernels):
         if positions.shape[0] == 0:
             return
         rows = ops.gather(cos_sin, positions, 0).reshape(-1, 1, 2 * half)
-        for x in (query, key):
-            _overwrite(x, self._rotated(x, rows[..., :half], rows[..., half:], head_size, interleaved, offset))
+        cos, sin = rows[..., :half], rows[..., half:]
+        _overwrite(query, self._rotated(query, cos, sin, head_size, interleaved, offset))
+        _overwrite(key, self._rotated(key, cos, sin, head_size - offset, interleaved, 0))
 
     @staticmethod
     def _rotated(x: Tensor, cos: Tensor, sin: Tensor, head_size: int, interleaved: bool, offset: int) -> Tensor:
@@ -314,13 +316,24 @@ class ReferenceKernels(Kernels):
     def latent_cache_shape(self, num_blocks: int, block_size: int, width: int) -> tuple[int, int, int]:
         return num_blocks, block_size, width
 
-    def write_latent(self, latent: Tensor, cache: Tensor, slots: Tensor) -> None:
-        reference_latent.write(latent, cache, slots)
+    def write_latent(self, latent: Tensor, key: Tensor, cache: Tensor, slots: Tensor) -> None:
+        reference_latent.write(latent, key, cache, slots)
 
     def mla_attention(
         self, query: Tensor, cache: Tensor, sequences: PagedSequences, scale: float, value_size: int
     ) -> Tensor:
         return reference_latent.attention(query, cache, sequences, scale, value_size)
+
+    def mla_prefill(
+        self,
+        query: Tensor,
+        cache: Tensor,
+        sequences: PagedSequences,
+        keys: Sequence[Weight],
+        values: Sequence[Weight],
+        scale: float,
+    ) -> Tensor:
+        return reference_latent.prefill(query, cache, sequences, keys, values, scale, self._product)
 
     @staticmethod
     def _gather(

@@ -9,7 +9,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, ops
 
-from vllm_ms_models.kernels.interface import Kernels, Routing, Weight
+from vllm_ms_models.kernels.interface import Kernels, Weight
+from vllm_ms_models.kernels.routing import Routing
 
 
 def choose(logits: Tensor, routing: Routing, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,16 @@
-"""Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1), with the up-projections absorbed.
+"""Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
 
 A position is cached as one row for all heads: its latent c (`kv_lora_rank` values, normalised) and a rotated key r
-(`qk_rope_head_dim` values). Head h would see the key (K_h c, r) and the value V_h c, K_h and V_h being its rows of
-kv_b_proj. Since (K_h c).q = c.(K_h' q), the query is multiplied by K_h' instead, once; attention is over (c, r) as they
-are cached, and its result a mean of latents, which V_h turns into the head's value. No position is ever expanded.
+(`qk_rope_head_dim` values). Head h sees the key (K_h c, r) and the value V_h c, where K_h and V_h are its rows of
+kv_b_proj. There are two ways to compute that:
+
+* *absorbed*: since (K_h c).q = c.(K_h' q), the query is multiplied by K_h', once; attention is over (c, r) as they are
+  cached, and its result a mean of latents, which V_h turns into the head's value. No position is expanded: decoding.
+* *expanded*: keys and values of all positions are computed, for one head at a time, and then multiplied as usual,
+  with a third of the operations for each pair of a token and a position: prefill (kernels/cpu/calls_prefill.h).
 """
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +20,7 @@ from mindspore import Tensor, mint
 
 from vllm_ms_models import kernels
 from vllm_ms_models.checkpoint.slots import Slot
-from vllm_ms_models.kernels import Weight
+from vllm_ms_models.kernels import PagedSequences, Weight
 from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.layer import Layer
@@ -30,30 +35,8 @@ from vllm_ms_models.layers.norm import RMSNorm
 from vllm_ms_models.layers.rotary import RotaryEmbedding
 from vllm_ms_models.quantization.base import LinearScheme, Part
 
+EXPAND_FROM = 128  # tokens of a sequence in a step; the batch has those with fewer first
 NORM_EPS = 1e-6  # of the norms within attention, whatever rms_norm_eps says (transformers: their class's default)
-
-
-class LatentAttention(Layer):
-    """Causal attention of one layer over the paged cache of latents.
-
-    `name`, `cache`: as of `Attention`. A position takes `width` values, the first `value_size` of which are its value.
-    """
-
-    def __init__(self, name: str, num_heads: int, width: int, value_size: int, scale: float) -> None:
-        super().__init__()
-        self.name = name
-        self.num_heads = num_heads
-        self.width = width
-        self.value_size = value_size
-        self.scale = scale
-        self.kernels = kernels.get()
-        self.cache: Tensor | None = None
-
-    def construct(self, query: Tensor, latent: Tensor, batch: Batch) -> Tensor:
-        """`[tokens, heads * width]` queries, `[tokens, width]` latents -> `[tokens, heads * value_size]`."""
-        view = batch.caches[self.name]
-        self.kernels.write_latent(latent, self.cache, view.slots)
-        return self.kernels.mla_attention(query, self.cache, view.sequences, self.scale, self.value_size)
 
 
 class LatentProjection(Linear):
@@ -68,8 +51,8 @@ class LatentProjection(Linear):
         return self.scheme.multiply_split(x)
 
 
-class AbsorbedProjection(Layer):
-    """kv_b_proj, `[heads * (nope + value), rank]`, as the two matrices of each head that take its place.
+class LatentHeads(Layer):
+    """kv_b_proj, `[heads * (nope + value), rank]`, as the matrices of each head that take its place.
 
     They have the model's dtype, however the checkpoint has quantized kv_b_proj: a scheme's matrix is, by definition,
     what unit vectors give when it multiplies them in float32. ValueError, after loading, for a scheme that rounds
@@ -88,7 +71,8 @@ class AbsorbedProjection(Layer):
         part = column_part(name, rank, num_heads * (nope_size + value_size), group)
         self.scheme: LinearScheme | None = context.quantization.linear([part], False, context.dtype)
         self.absorbing: list[Weight] = []  # K' of each head, [rank, nope]
-        self.expanding: list[Weight] = []  # V, [value, rank]
+        self.keys: list[Weight] = []  # K, [nope, rank]
+        self.values: list[Weight] = []  # V, [value, rank]
 
     def slots(self) -> Iterator[Slot]:
         assert self.scheme is not None, "weights are loaded once"
@@ -108,27 +92,61 @@ class AbsorbedProjection(Layer):
         self.scheme = None  # and its memory
         for head in heads:
             self.absorbing.append(self._weight(head[: self.nope_size].T))
-            self.expanding.append(self._weight(head[self.nope_size :]))
+            self.keys.append(self._weight(head[: self.nope_size]))
+            self.values.append(self._weight(head[self.nope_size :]))
 
     def _weight(self, values: np.ndarray) -> Weight:
         weight = self.kernels.new_weight(values.shape[:1], values.shape[1], self.dtype)
         self.kernels.load_rows(weight, 0, 0, np.ascontiguousarray(values))
         return weight
 
-    def absorb(self, query: Tensor, rope_size: int) -> Tensor:
-        """`[tokens, heads * (nope + rope)]` -> `[tokens, heads * (rank + rope)]`; the parts to rotate stay."""
-        return self.kernels.linear_heads(query, self.absorbing, rope_size)
 
-    def expand(self, latent: Tensor) -> Tensor:
-        """Means of latents `[tokens, heads * rank]` -> `[tokens, heads * value]`."""
-        return self.kernels.linear_heads(latent, self.expanding)
+class LatentAttention(Layer):
+    """Causal attention of one layer over the paged cache of latents.
+
+    `name`, `cache`: as of `Attention`. A position takes `width` values: a latent, and a key of `rope_size` values.
+    """
+
+    def __init__(self, name: str, heads: LatentHeads, rope_size: int, scale: float) -> None:
+        super().__init__()
+        self.name = name
+        self.heads = heads
+        self.num_heads = heads.num_heads
+        self.rope_size = rope_size
+        self.width = heads.rank + rope_size
+        self.scale = scale
+        self.expands = heads.value_size <= heads.nope_size + rope_size  # or the kernel has no room for values
+        self.kernels = kernels.get()
+        self.cache: Tensor | None = None
+
+    def construct(self, query: Tensor, latent: Tensor, key: Tensor, batch: Batch) -> Tensor:
+        """Of `[tokens, heads * (nope + rope)]` queries, latents and rotated keys: `[tokens, heads * value]`."""
+        view = batch.caches[self.name]
+        self.kernels.write_latent(latent, key, self.cache, view.slots)
+        absorbed, expanded, rows = view.sequences.split(EXPAND_FROM if self.expands else sys.maxsize)
+        if expanded is None:
+            return self._absorbed(query, absorbed)
+        if absorbed is None:
+            return self._expanded(query, expanded)
+        return mint.cat((self._absorbed(query[:rows], absorbed), self._expanded(query[rows:], expanded)))
+
+    def _absorbed(self, query: Tensor, sequences: PagedSequences) -> Tensor:
+        heads = self.heads
+        absorbed = self.kernels.linear_heads(query, heads.absorbing, self.rope_size)
+        means = self.kernels.mla_attention(absorbed, self.cache, sequences, self.scale, heads.rank)
+        return self.kernels.linear_heads(means, heads.values)
+
+    def _expanded(self, query: Tensor, sequences: PagedSequences) -> Tensor:
+        heads = self.heads
+        return self.kernels.mla_prefill(query, self.cache, sequences, heads.keys, heads.values, self.scale)
 
 
 class MultiHeadLatentAttention(Layer):
     """The attention block of DeepSeek-V2 and V3: `[tokens, hidden]` -> `[tokens, hidden]`.
 
     `config` has the sizes by Hugging Face's names; without `q_lora_rank` the query is not compressed. `rotary` rotates
-    behind `kv_lora_rank` features. The softmax scale is (nope + rope)^-0.5 times the rope's `softmax_factor`.
+    behind `qk_nope_head_dim` features of a query's head. The softmax scale is (nope + rope)^-0.5 times the rope's
+    `softmax_factor`.
     """
 
     def __init__(self, config: Any, rotary: RotaryEmbedding, context: ModelContext, prefix: str) -> None:
@@ -145,18 +163,16 @@ class MultiHeadLatentAttention(Layer):
             self.q_proj = ColumnParallelLinear(f"{prefix}.q_b_proj", config.q_lora_rank, heads * key_size, context)
         self.kv_a_proj = LatentProjection(f"{prefix}.kv_a_proj_with_mqa", hidden, rank, rope, context, bias)
         self.kv_a_layernorm = RMSNorm(f"{prefix}.kv_a_layernorm", rank, NORM_EPS)
-        self.kv_b_proj = AbsorbedProjection(
-            f"{prefix}.kv_b_proj", heads, rank, config.qk_nope_head_dim, config.v_head_dim, context
-        )
+        name, sizes = f"{prefix}.kv_b_proj", (config.qk_nope_head_dim, config.v_head_dim)
+        self.kv_b_proj = LatentHeads(name, heads, rank, *sizes, context)
         self.o_proj = RowParallelLinear(f"{prefix}.o_proj", heads * config.v_head_dim, hidden, context, bias)
-        self.rope_size, self.rotary = rope, rotary
+        self.rotary = rotary
         scale = key_size**-0.5 * rotary.softmax_factor
-        self.attention = LatentAttention(f"{prefix}.attn", self.kv_b_proj.num_heads, rank + rope, rank, scale)
+        self.attention = LatentAttention(f"{prefix}.attn", self.kv_b_proj, rope, scale)
 
     def construct(self, hidden: Tensor, batch: Batch) -> Tensor:
-        source = self.q_a_layernorm(self.q_a_proj(hidden)) if self.compressed else hidden
-        query = self.kv_b_proj.absorb(self.q_proj(source), self.rope_size)
+        query = self.q_proj(self.q_a_layernorm(self.q_a_proj(hidden)) if self.compressed else hidden)
         latent, key = self.kv_a_proj(hidden)
-        row = mint.cat((self.kv_a_layernorm(latent), key), 1)
-        self.rotary(query, row, batch.positions)
-        return self.o_proj(self.kv_b_proj.expand(self.attention(query, row, batch)))
+        latent = self.kv_a_layernorm(latent)
+        self.rotary(query, key, batch.positions)
+        return self.o_proj(self.attention(query, latent, key, batch))

@@ -1,6 +1,6 @@
 """Mixture of experts (Shazeer et al., 2017): a router sends each token to a few of many gated feed-forward blocks.
 
-How the router chooses is a `Routing` (kernels/interface.py), of which there are three kinds:
+How the router chooses is a `Routing` (kernels/routing.py), of which there are three kinds:
 
 | function       | of                  | scores  | groups ranked by         | shares                           |
 | -------------- | ------------------- | ------- | ------------------------ | -------------------------------- |

@@ -13,8 +13,8 @@ from vllm_ms_models.layers.rope import RopeParameters, cos_sin_table, covered_po
 class RotaryEmbedding(Layer):
     """One table of angles for all layers; `rope.py` knows the scaling types. Rotates in place.
 
-    `before` features of each head, which come first, do not rotate (DeepSeek: the latent). `softmax_factor` is what the
-    scaling type asks the softmax scale to be multiplied by.
+    `before` features of each query head, which come first, do not rotate, and keys do not have them (DeepSeek).
+    `softmax_factor` is what the scaling type asks the softmax scale to be multiplied by.
     """
 
     def __init__(self, config: Any, context: ModelContext, interleaved: bool = False, before: int = 0) -> None:

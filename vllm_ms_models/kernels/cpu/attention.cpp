@@ -52,32 +52,12 @@
 // one's beginning, small last, so that all finish together. The longest (last) prefill tiles of a sequence come first.
 
 #include "attention_work.h"
+#include "sequences.h"
 
 namespace vllm_ms {
 namespace ISA_NS {
 VLLM_MS_DECLARE_KERNELS
 namespace {
-
-static const char* check(const AttentionCall& call) {
-  for (long s = 0; s < call.sequences; ++s) {
-    const long begin = call.query_start[s], end = call.query_start[s + 1], length = call.seq_lens[s];
-    if (begin < 0 || end < begin || end > call.tokens || (end > begin && length < end - begin))
-      return fail("paged_attention: sequence %ld has query rows %ld to %ld of %ld and length %ld.", s, begin, end,
-                  call.tokens, length);
-    if (end == begin) continue;
-    const long first = call.window ? max(0, length - (end - begin) - call.window + 1) : 0;
-    if (ceil_div(length, call.block_size) > call.table_stride)
-      return fail("paged_attention: sequence %ld of length %ld needs more than the %ld blocks of its table.", s, length,
-                  call.table_stride);
-    for (long i = first / call.block_size; i < ceil_div(length, call.block_size); ++i) {
-      const long block = call.block_tables[s * call.table_stride + i];
-      if (block < 0 || block >= call.num_blocks)
-        return fail("paged_attention: block %ld of sequence %ld is %ld, the cache has %ld blocks.", i, s, block,
-                    call.num_blocks);
-    }
-  }
-  return nullptr;
-}
 
 template <class T>
 static const char* run(const AttentionCall& call) {
@@ -87,7 +67,7 @@ static const char* run(const AttentionCall& call) {
 }  // namespace
 
 const char* attention(const AttentionCall& call) {
-  if (const char* message = check(call)) return message;
+  if (const char* message = check_sequences(call)) return message;
   if (call.tokens == 0 || call.sequences == 0) return nullptr;
   switch (call.dtype) {
     case kFloat32:

@@ -257,7 +257,7 @@ static void copy_group(const Geometry& g, const char* from, long count, char* ke
     copy_latent_values(k, reinterpret_cast<X*>(values), layout.head_size, g.latent, g.padded, count);
     return;
   }
-  if (W::kDepth == 2 && g.direct && count == kGroup) {
+  if (W::kDepth == 2 && g.direct && g.padded == layout.head_size && count == kGroup) {
     memcpy(keys, k, size_t(layout.group));
     memcpy(values, v, size_t(layout.group));
     return;

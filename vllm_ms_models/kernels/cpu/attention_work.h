@@ -79,7 +79,7 @@ struct Work {
   void for_rows(const Body& body) const {
     for (long r = 0, token = first_row; r < rows; ++token)
       for (long h = 0; h < g.group; ++h, ++r)
-        body(r, (token * call.heads + item.kv_head * g.group + h) * call.head_size);
+        body(r, (token * call.row_heads + item.kv_head * g.group + h) * call.head_size);
   }
 
   // The keys (`values`: the values) of the group at `position`; beyond the item's end keys of the next item, or null.
@@ -249,7 +249,7 @@ static void merge(const AttentionCall& call, const Geometry& g, const Item& item
       for (long d = 0; d < g.padded; d += VW) store(sums + d, load(part + d) * factor + (i ? load(sums + d) : vf{}));
     }
     const long token = call.query_start[item.sequence] + item.first_token + r / g.group;
-    T* to = static_cast<T*>(call.out) + (token * call.heads + item.kv_head * g.group + r % g.group) * call.value_size;
+    T* to = static_cast<T*>(call.out) + (token * call.row_heads + item.kv_head * g.group + r % g.group) * call.value_size;
     write_row(to, sums, total, call.value_size);
   }
 }

@@ -17,7 +17,8 @@ from mindspore._c_expression import TensorPy  # the base class of Tensor, all in
 
 from vllm_ms_models.kernels import integer_checks
 from vllm_ms_models.kernels.cpu.loader import load
-from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Routing, Weight
+from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
+from vllm_ms_models.kernels.routing import Routing
 
 _NAMES = {
     "avx512_bf16": "AVX-512 BF16",
@@ -256,14 +257,26 @@ class CpuKernels(Kernels):
             raise ValueError(f"Cache blocks of {block_size} positions are not supported; a multiple of {_GROUP} is.")
         return num_blocks, block_size, width
 
-    def write_latent(self, latent: Tensor, cache: Tensor, slots: Tensor) -> None:
-        self._kernels.write_latent(latent, cache, slots)
+    def write_latent(self, latent: Tensor, key: Tensor, cache: Tensor, slots: Tensor) -> None:
+        self._kernels.write_latent(latent, key, cache, slots)
 
     def mla_attention(
         self, query: Tensor, cache: Tensor, sequences: PagedSequences, scale: float, value_size: int
     ) -> Tensor:
         starts, lengths, tables = sequences.query_start, sequences.seq_lens, sequences.block_tables
         return self._kernels.mla_attention(query, cache, starts, lengths, tables, scale, value_size)
+
+    def mla_prefill(
+        self,
+        query: Tensor,
+        cache: Tensor,
+        sequences: PagedSequences,
+        keys: Sequence[Weight],
+        values: Sequence[Weight],
+        scale: float,
+    ) -> Tensor:
+        starts, lengths, tables = sequences.query_start, sequences.seq_lens, sequences.block_tables
+        return self._kernels.mla_prefill(query, cache, starts, lengths, tables, tuple(keys), tuple(values), scale)
 
 
 def _thread_limit() -> int:

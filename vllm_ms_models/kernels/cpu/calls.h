@@ -209,13 +209,13 @@ PyObject* rotary(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   unpack(objects[4], size), unpack(objects[5], interleaved), unpack(objects[6], offset);
   if (PyErr_Occurred()) return nullptr;
   const long rotating = table.shape[1];
-  if (size <= 0 || query.shape[1] % size || key.shape[1] % size || offset < 0 ||
+  if (offset < 0 || size <= offset || query.shape[1] % size || key.shape[1] % (size - offset) ||
       rotating > size - offset || rotating % 2)
     return PyErr_Format(PyExc_ValueError,
                         "Heads of size %ld, %ld of it rotating, do not fit a query of %ld and a key of %ld features.",
                         size, rotating, long(query.shape[1]), long(key.shape[1]));
   const RotaryCall call = {query.data,           key.data, query.dtype, query.shape[0], query.shape[1] / size,
-                           key.shape[1] / size, size,
+                           key.shape[1] / (size - offset), size,
                            static_cast<const int64_t*>(positions.data), static_cast<const float*>(table.data),
                            table.shape[0], rotating, interleaved, offset};
   const char* message;
@@ -293,6 +293,7 @@ PyObject* attention(PyObject* self, PyObject* const* objects, Py_ssize_t count) 
   call.query = query.data, call.cache = cache.data, call.dtype = query.dtype, call.tokens = query.shape[0];
   call.int8_cache = cache.int8, call.num_blocks = cache.blocks, call.kv_heads = cache.kv_heads;
   call.block_size = cache.block_size, call.head_size = cache.head_size, call.heads = query.shape[1] / call.head_size;
+  call.row_heads = call.heads;
   call.latent = false, call.value_size = call.head_size;
   return fill(tensor, [&] { return functions(self).attention(call); });
 }

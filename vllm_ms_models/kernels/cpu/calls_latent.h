@@ -45,6 +45,21 @@ const char* multiply_head(const Heads& heads, long head) {
   return heads.functions.linear(call);
 }
 
+// Weights of one shape in floats, one for each head.
+bool read_heads(PyObject* object, std::vector<const Packed*>& to) {
+  if (!PyTuple_Check(object) || PyTuple_GET_SIZE(object) == 0)
+    return PyErr_Format(PyExc_ValueError, "The weights of heads come in a tuple, one for each."), false;
+  to.resize(size_t(PyTuple_GET_SIZE(object)));
+  for (size_t h = 0; h < to.size(); ++h) {
+    if (!read_weight(PyTuple_GET_ITEM(object, Py_ssize_t(h)), to[h]) || !expect_floats(*to[h])) return false;
+    if (to[h]->parts == 1 && to[h]->in_features == to[0]->in_features && to[h]->out_features == to[0]->out_features)
+      continue;
+    return PyErr_Format(PyExc_ValueError, "The weight of head %zd has not the shape of the first one.",
+                        Py_ssize_t(h)), false;
+  }
+  return true;
+}
+
 // linear_heads(x, tuple of weights of one shape, features to pass) -> tensor [rows, heads * (out + passed)]
 PyObject* linear_heads(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   Tensor x;
@@ -52,17 +67,8 @@ PyObject* linear_heads(PyObject* self, PyObject* const* objects, Py_ssize_t coun
   if (!expect(count, 3) || !read_activation(objects[0], "x", x, 2)) return nullptr;
   unpack(objects[2], passed);
   if (PyErr_Occurred()) return nullptr;
-  if (!PyTuple_Check(objects[1]) || PyTuple_GET_SIZE(objects[1]) == 0)
-    return PyErr_Format(PyExc_ValueError, "The weights of heads come in a tuple, one for each.");
-  std::vector<const Packed*> weights(size_t(PyTuple_GET_SIZE(objects[1])));
-  for (size_t h = 0; h < weights.size(); ++h) {
-    if (!read_weight(PyTuple_GET_ITEM(objects[1], Py_ssize_t(h)), weights[h]) || !expect_floats(*weights[h]))
-      return nullptr;
-    if (weights[h]->parts != 1 || weights[h]->in_features != weights[0]->in_features ||
-        weights[h]->out_features != weights[0]->out_features)
-      return PyErr_Format(PyExc_ValueError, "The weight of head %zd has not the shape of the first one.",
-                          Py_ssize_t(h));
-  }
+  std::vector<const Packed*> weights;
+  if (!read_heads(objects[1], weights)) return nullptr;
   const long taken = weights[0]->in_features, given = weights[0]->out_features;
   if (passed < 0 || x.shape[1] != long(weights.size()) * (taken + passed))
     return PyErr_Format(PyExc_ValueError, "x has %ld features; %zd heads of %ld are expected.", long(x.shape[1]),
@@ -92,27 +98,30 @@ bool read_latents(PyObject* object, int dtype, Tensor& cache) {
   return false;
 }
 
-// write_latent(latent, cache, slots): rows are copied as they are; a few KB each step, on this thread
+// write_latent(latent, key, cache, slots): rows are copied as they are; a few KB each step, on this thread
 PyObject* write_latent(PyObject*, PyObject* const* objects, Py_ssize_t count) {
-  Tensor latent, cache, slots;
-  if (!expect(count, 3) || !read_activation(objects[0], "latent", latent, 2) ||
-      !read_latents(objects[1], latent.dtype, cache) ||
-      !read_as(objects[2], "slots", kInt64, {latent.shape[0]}, slots))
+  Tensor latent, key, cache, slots;
+  if (!expect(count, 4) || !read_activation(objects[0], "latent", latent, 2) ||
+      !read_as(objects[1], "key", latent.dtype, {latent.shape[0], kAny}, key) ||
+      !read_latents(objects[2], latent.dtype, cache) ||
+      !read_as(objects[3], "slots", kInt64, {latent.shape[0]}, slots))
     return nullptr;
-  const long width = cache.shape[2], room = cache.shape[0] * cache.shape[1];
-  if (latent.shape[1] != width)
-    return PyErr_Format(PyExc_ValueError, "latent has %ld features; the cache has rows of %ld.", long(latent.shape[1]),
-                        width);
+  const long width = cache.shape[2], room = cache.shape[0] * cache.shape[1], size = dtype_size(latent.dtype);
+  if (latent.shape[1] + key.shape[1] != width)
+    return PyErr_Format(PyExc_ValueError, "latent and key have %ld and %ld features; the cache has rows of %ld.",
+                        long(latent.shape[1]), long(key.shape[1]), width);
   const int64_t* slot = static_cast<const int64_t*>(slots.data);
-  const size_t bytes = size_t(width * dtype_size(latent.dtype));
+  const size_t first = size_t(latent.shape[1] * size), second = size_t(key.shape[1] * size);
   for (long token = 0; token < latent.shape[0]; ++token)
     if (slot[token] >= room)
       return PyErr_Format(PyExc_ValueError, "write_latent: slot %ld of token %ld is outside of the cache's %ld slots.",
                           long(slot[token]), token, room);
-  for (long token = 0; token < latent.shape[0]; ++token)
-    if (slot[token] >= 0)
-      memcpy(static_cast<char*>(cache.data) + size_t(slot[token]) * bytes,
-             static_cast<const char*>(latent.data) + size_t(token) * bytes, bytes);
+  for (long token = 0; token < latent.shape[0]; ++token) {
+    if (slot[token] < 0) continue;
+    char* to = static_cast<char*>(cache.data) + size_t(slot[token]) * (first + second);
+    memcpy(to, static_cast<const char*>(latent.data) + size_t(token) * first, first);
+    memcpy(to + first, static_cast<const char*>(key.data) + size_t(token) * second, second);
+  }
   Py_RETURN_NONE;
 }
 
@@ -131,7 +140,7 @@ PyObject* mla_attention(PyObject* self, PyObject* const* objects, Py_ssize_t cou
                         long(query.shape[1]), call.value_size, width);
   call.query = query.data, call.cache = cache.data, call.dtype = query.dtype, call.tokens = query.shape[0];
   call.latent = call.causal = true, call.num_blocks = cache.shape[0], call.block_size = cache.shape[1];
-  call.kv_heads = 1, call.head_size = width, call.heads = query.shape[1] / width;
+  call.kv_heads = 1, call.head_size = width, call.heads = call.row_heads = query.shape[1] / width;
   const int64_t shape[] = {call.tokens, call.heads * call.value_size};
   PyObject* tensor = make_tensor(call.dtype, 2, shape, &call.out);
   return fill(tensor, [&] { return functions(self).attention(call); });

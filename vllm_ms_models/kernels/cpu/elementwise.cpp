@@ -121,10 +121,9 @@ static void rotate_pairs(T* head, const float* cos, const float* sin, long half)
 }
 
 template <class T>
-static void rotate_heads(T* heads, long count, const RotaryCall& call, const float* cos) {
+static void rotate_heads(T* heads, long count, long size, const RotaryCall& call, const float* cos) {
   const long half = call.rotary_size / 2;
-  heads += call.offset;
-  for (long h = 0; h < count; ++h, heads += call.head_size) {
+  for (long h = 0; h < count; ++h, heads += size) {
     if (call.interleaved) rotate_pairs(heads, cos, cos + half, half);
     else rotate_halves(heads, cos, cos + half, half);
   }
@@ -132,14 +131,14 @@ static void rotate_heads(T* heads, long count, const RotaryCall& call, const flo
 
 template <class T>
 static void rotate(const RotaryCall& call) {
-  const long heads = call.query_heads + call.key_heads;
+  const long heads = call.query_heads + call.key_heads, key_size = call.head_size - call.offset;
   parallel_ranges(call.tokens, heads * call.rotary_size * long(sizeof(T)) * 2, [&](long begin, long end) {
     for (long token = begin; token < end; ++token) {
       const float* cos = call.cos_sin + call.positions[token] * call.rotary_size;
       T* query = static_cast<T*>(call.query) + token * call.query_heads * call.head_size;
-      T* key = static_cast<T*>(call.key) + token * call.key_heads * call.head_size;
-      rotate_heads(query, call.query_heads, call, cos);
-      rotate_heads(key, call.key_heads, call, cos);
+      T* key = static_cast<T*>(call.key) + token * call.key_heads * key_size;
+      rotate_heads(query + call.offset, call.query_heads, call.head_size, call, cos);
+      rotate_heads(key, call.key_heads, key_size, call, cos);
     }
   });
 }

@@ -93,7 +93,7 @@ struct ExpertsCall {
   Gate gate;
 };
 
-// As `Routing` in interface.py.
+// As `Routing` in routing.py.
 struct RoutingCall {
   const float* logits;  // [tokens, experts]
   const float* bias;    // [experts] or null
@@ -120,6 +120,7 @@ struct AttentionCall {
   double scale, soft_cap;  // soft_cap 0: none
   long window;             // 0: none
   bool causal;
+  long row_heads;  // in a row of query and of out, of which `heads` side by side belong to the call
 };
 
 struct RotaryCall {
@@ -131,7 +132,7 @@ struct RotaryCall {
   const float* cos_sin;  // [max_position, rotary_size]
   long max_position, rotary_size;
   bool interleaved;
-  long offset;  // of the first feature of a head that rotates
+  long offset;  // of the first feature of a query's head that rotates; a key's heads have only what follows
 };
 
 struct WriteCall {

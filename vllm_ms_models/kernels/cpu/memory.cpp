@@ -14,8 +14,10 @@
 // fresh pages: as much time as the elementwise kernels need. When the process has been idle for two seconds a thread of
 // the pool returns all but 64 MiB (threads.cpp); with a pool of one nobody is there to do it.
 //
-// Weights are mapped directly: zeroed by the kernel, untouched until a checkpoint fills them, aligned to huge pages
-// (fewer TLB misses when a step streams through all of them), and returned to the system at once.
+// Weights are zeroed by the kernel, untouched until a checkpoint fills them, in huge pages (fewer TLB misses when a step
+// streams through all of them), and returned to the system at once. Large ones have a mapping of their own; others are
+// cut one after another, page by page, from chunks of 512 MiB: a process may have 65,530 mappings, a mixture of experts
+// has more weights. Only addresses are lost where a weight of a chunk is freed before its neighbours.
 //
 // Buffers may come back on any thread: a mutex guards the lists. They are never destroyed, because tensors may outlive
 // static destructors.
@@ -23,6 +25,7 @@
 #include "memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <mutex>
@@ -33,12 +36,21 @@ namespace vllm_ms {
 namespace {
 
 constexpr size_t kHugePage = 2 << 20;
+constexpr size_t kChunk = size_t(512) << 20;
 constexpr int kClasses = 4 * 64;
+
+// Where small weights lie.
+struct Chunk {
+  char* start;
+  size_t used;   // bytes that were given away, from the start
+  long weights;  // that live
+};
 
 struct Block {
   Buffer buffer;  // first: that is what others see
   size_t capacity;
   bool mapped;
+  Chunk* chunk;  // of a weight that has no mapping of its own
   int size_class;
   uint64_t freed;  // when, by the lists' clock
   Block *newer, *older;
@@ -81,8 +93,32 @@ void link(Lists& all, Block* block) {
   all.bytes += block->capacity;
 }
 
+struct Chunks {
+  std::mutex mutex;
+  Chunk* newest = nullptr;
+};
+
+Chunks& chunks() {
+  static Chunks* all = new Chunks;
+  return *all;
+}
+
+// A weight of a chunk is gone: its pages are zero again, and not resident.
+void leave_chunk(Block* block) {
+  madvise(block->buffer.data, block->capacity, MADV_DONTNEED);
+  Chunks& all = chunks();
+  std::lock_guard<std::mutex> guard(all.mutex);
+  Chunk* chunk = block->chunk;
+  if (--chunk->weights) return;
+  chunk->used = 0;
+  if (chunk == all.newest) return;
+  munmap(chunk->start, kChunk);
+  delete chunk;
+}
+
 void release(Block* block) {
-  if (block->mapped) munmap(block->buffer.data, block->capacity);
+  if (block->chunk) leave_chunk(block);
+  else if (block->mapped) munmap(block->buffer.data, block->capacity);
   else free(block->buffer.data);
   delete block;
 }
@@ -148,23 +184,47 @@ Block* allocate(size_t bytes) {
   return block;
 }
 
-// Zero pages of a mapping of its own; the start is aligned to a huge page by trimming a larger mapping.
-Block* map(size_t bytes) {
-  size_t size = (bytes + 4096) / 4096 * 4096, slack = size >= kHugePage ? kHugePage : 0;
+// Zero pages of a mapping of its own, aligned to a huge page by trimming a larger one. Null if there are none left.
+char* map_pages(size_t size) {
   char* start = static_cast<char*>(
-      mmap(nullptr, size + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+      mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   if (start == MAP_FAILED) return nullptr;
-  if (slack) {
-    size_t head = (kHugePage - reinterpret_cast<uintptr_t>(start) % kHugePage) % kHugePage;
-    if (head) munmap(start, head);
-    if (slack - head) munmap(start + head + size, slack - head);
-    start += head;
-    madvise(start, size, MADV_HUGEPAGE);
+  size_t head = (kHugePage - reinterpret_cast<uintptr_t>(start) % kHugePage) % kHugePage;
+  if (head) munmap(start, head);
+  munmap(start + head + size, kHugePage - head);
+  madvise(start + head, size, MADV_HUGEPAGE);
+  return start + head;
+}
+
+// The next `size` bytes of the newest chunk, or of a new one. Null if memory is exhausted.
+char* cut(size_t size, Chunk*& chunk) {
+  Chunks& all = chunks();
+  std::lock_guard<std::mutex> guard(all.mutex);
+  if (!all.newest || all.newest->used + size > kChunk) {
+    char* start = map_pages(kChunk);
+    if (!start) return nullptr;
+    if (all.newest && !all.newest->weights) munmap(all.newest->start, kChunk), delete all.newest;
+    all.newest = new Chunk{start, 0, 0};
   }
+  chunk = all.newest;
+  char* at = chunk->start + chunk->used;
+  chunk->used += size;
+  ++chunk->weights;
+  return at;
+}
+
+// Memory of a weight, one byte more than asked for at least.
+Block* map(size_t bytes) {
+  static const size_t page = size_t(sysconf(_SC_PAGESIZE));
+  size_t size = (bytes + page) / page * page;
+  Chunk* chunk = nullptr;
+  char* start = size >= kChunk / 8 ? map_pages(size) : cut(size, chunk);
+  if (!start) return nullptr;
   Block* block = new Block();
   block->buffer.data = start;
   block->capacity = size;
   block->mapped = true;
+  block->chunk = chunk;
   return block;
 }
 

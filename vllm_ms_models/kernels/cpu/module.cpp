@@ -10,7 +10,7 @@
 #include <cstring>
 
 #include "calls_experts.h"
-#include "calls_latent.h"
+#include "calls_prefill.h"
 #include "threads.h"
 #include "weights.h"
 
@@ -112,6 +112,7 @@ PyMethodDef kKernels[] = {
     FAST("add_rms_norm", add_rms_norm), FAST("gate_and_mul", gate_and_mul), FAST("rotary", rotary),
     FAST("write_kv", write_kv),         FAST("attention", attention),       FAST("experts", experts),
     FAST("linear_heads", linear_heads), FAST("write_latent", write_latent), FAST("mla_attention", mla_attention),
+    FAST("mla_prefill", mla_prefill),
 };
 
 // kernels(name) -> module of the kernels for an instruction set

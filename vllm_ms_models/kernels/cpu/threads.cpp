@@ -88,12 +88,16 @@ long now() {
   return time.tv_sec * 1000000000L + time.tv_nsec;
 }
 
+thread_local bool inside = false;  // a chunk
+
 void take_chunks(Pool* pool, int thread) {
+  inside = true;
   for (;;) {
     long chunk = pool->next.fetch_add(1, std::memory_order_relaxed);
-    if (chunk >= pool->chunks) return;
+    if (chunk >= pool->chunks) break;
     pool->body(pool->context, chunk, thread);
   }
+  inside = false;
 }
 
 // Waits for a generation other than `seen` that is open; returns it. Spins first, then sleeps; `tidies`: this worker is
@@ -226,6 +230,7 @@ void run_chunks(long chunks, void (*body)(void*, long, int), void* context) {
 }
 
 int thread_count() {
+  if (inside) return 1;
   Pool* current = active.load(std::memory_order_acquire);
   return current ? current->threads : wanted_threads();
 }

@@ -10,7 +10,7 @@ namespace vllm_ms {
 // Nested and concurrent calls run their chunks on the calling thread alone, as thread 0.
 void run_chunks(long chunks, void (*body)(void* context, long chunk, int thread), void* context);
 
-// Threads a call uses, the calling one included.
+// Threads a call uses, the calling one included: 1 within a chunk.
 int thread_count();
 
 // Most threads a pool created from now on may have (OMP_NUM_THREADS); 0: as many as the affinity mask has CPUs.
@@ -21,7 +21,7 @@ void set_thread_count(int count);
 
 // At least `bytes` bytes of memory aligned to 64, private to the calling thread, kept until the thread ends.
 // Each slot is one buffer: a second request for the same slot invalidates the first. Null if memory is exhausted.
-enum class Slot { kActivations, kFactors, kTile, kAttention, kItems, kPartials, kHeads, kExperts, kCount };
+enum class Slot { kActivations, kFactors, kTile, kAttention, kItems, kPartials, kHeads, kExperts, kLatents, kExpanded, kCount };
 void* scratch(Slot slot, size_t bytes);
 
 // Writes a printf-style message that the binding turns into a ValueError; returns it for `return fail(...)`.
