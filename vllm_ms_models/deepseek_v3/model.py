@@ -36,6 +36,11 @@ def feed_forward(config: Any, layer: int, context: ModelContext, prefix: str) ->
     )
 
 
+def rotary(config: Any, context: ModelContext) -> RotaryEmbedding:
+    """Of the last features of each head."""
+    return RotaryEmbedding(config, context, entries.interleaved(config), before=config.qk_nope_head_dim)
+
+
 class DeepseekV3DecoderLayer(Layer):
     """Attention and feed-forward, each behind a norm, each added to the residual stream by the next norm."""
 
@@ -59,9 +64,9 @@ class DeepseekV3ForCausalLM(CausalLM):
 
     def __init__(self, config: Any, context: ModelContext) -> None:
         entries.check(config)
-        rotary = RotaryEmbedding(config, context, entries.interleaved(config), before=config.qk_nope_head_dim)
+        rotation = rotary(config, context)
         model = Decoder(
-            config, context, lambda layer, prefix: DeepseekV3DecoderLayer(config, layer, rotary, context, prefix)
+            config, context, lambda layer, prefix: DeepseekV3DecoderLayer(config, layer, rotation, context, prefix)
         )
         super().__init__(model, config, context)
         self.ignored = entries.ignored(config)

@@ -7,7 +7,7 @@ from typing import Any
 from mindspore import Tensor, mint
 
 from vllm_ms_models.deepseek_v3 import config as entries
-from vllm_ms_models.deepseek_v3.model import DeepseekV3DecoderLayer
+from vllm_ms_models.deepseek_v3.model import DeepseekV3DecoderLayer, rotary
 from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.embedding import ParallelLMHead
@@ -15,7 +15,6 @@ from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.linear import ReplicatedLinear
 from vllm_ms_models.layers.logits import LogitsProcessor
 from vllm_ms_models.layers.norm import AddRMSNorm, RMSNorm
-from vllm_ms_models.layers.rotary import RotaryEmbedding
 from vllm_ms_models.quantization.base import Unquantized
 from vllm_ms_models.registry import register_model
 
@@ -37,8 +36,7 @@ class DeepseekV3MTP(Layer):
         self.hnorm = RMSNorm(f"{prefix}.hnorm", hidden, eps)
         in_floats = replace(context, quantization=Unquantized())  # it is in every published checkpoint
         self.eh_proj = ReplicatedLinear(f"{prefix}.eh_proj", 2 * hidden, hidden, in_floats)
-        rotary = RotaryEmbedding(config, context, entries.interleaved(config), before=config.kv_lora_rank)
-        self.layer = DeepseekV3DecoderLayer(config, layer, rotary, context, prefix)
+        self.layer = DeepseekV3DecoderLayer(config, layer, rotary(config, context), context, prefix)
         self.norm = AddRMSNorm(f"{prefix}.shared_head.norm", hidden, eps)
         self.logits_processor = LogitsProcessor()
         # The model has read all other layers, and its own copies of the embedding and of the head.
