@@ -32,7 +32,7 @@ def counted(server: Server, name: str) -> float:
     return float(found[1])
 
 
-@pytest.mark.parametrize("method", ["ngram", "draft_model"])
+@pytest.mark.parametrize("method", ["ngram", pytest.param("draft_model", marks=pytest.mark.slow)])
 def test_answers_of_a_server_that_speculates(demo: Server, method: str) -> None:
     """Greedy, sampled with a seed, and within a grammar; the demo is its own draft."""
     speculation = {"method": method, "num_speculative_tokens": 3}

@@ -40,9 +40,12 @@ class Tokens:
     logprobs: list[float] | None
 
 
-def generate(folder: Path, speculation: Mapping[str, Any] | None = None) -> tuple[list[Tokens], int, int]:
+def generate(
+    folder: Path, speculation: Mapping[str, Any] | None = None, **options: Any
+) -> tuple[list[Tokens], int, int]:
     """Every prompt with its sampling, twice (the second time prefixes are cached); drafts proposed and accepted."""
-    options: dict[str, Any] = {} if speculation is None else {"speculative_config": dict(speculation)}
+    if speculation is not None:
+        options["speculative_config"] = dict(speculation)
     result = []
     with engine(folder, max_num_batched_tokens=48, max_num_seqs=4, disable_log_stats=False, **options) as llm:
         for _ in range(2):
@@ -53,6 +56,7 @@ def generate(folder: Path, speculation: Mapping[str, Any] | None = None) -> tupl
                 shown = one.logprobs and [row[token].logprob for row, token in zip(one.logprobs, ids, strict=True)]
                 result.append(Tokens(ids, shown))
         assert counter(llm, "vllm:prefix_cache_hits") > 0
+        assert bool(counter(llm, "vllm:num_preemptions")) == ("num_gpu_blocks_override" in options)
         proposed = counter(llm, "vllm:spec_decode_num_draft_tokens")
         return result, proposed, counter(llm, "vllm:spec_decode_num_accepted_tokens")
 
@@ -114,6 +118,15 @@ def test_tokens_are_those_without_speculation(case: str, folders: dict[str, Path
         if want.logprobs is not None:
             assert ours.logprobs == pytest.approx(want.logprobs, abs=1e-4)
     assert least * proposed <= accepted < proposed
+
+
+@pytest.mark.slow
+def test_preempted_requests(folders: dict[str, Path], plain: Any) -> None:
+    """A cache for little more than one sequence: others are thrown out midway and computed anew, drafts too."""
+    speculation = {"method": "mtp", "num_speculative_tokens": 2}
+    got, _, accepted = generate(folders["mostly"], speculation, num_gpu_blocks_override=1 + 8)
+    assert got == [Tokens(want.ids, ours.logprobs) for ours, want in zip(got, plain("mostly"), strict=True)]
+    assert accepted > 0
 
 
 @pytest.mark.parametrize(("name", "draft"), [("qwen2", "windowed"), ("windowed", "qwen2")])
