@@ -217,15 +217,20 @@ def check_prefill(
 
 def test_what_does_not_fit_is_refused(kernels: Kernels) -> None:
     x, cache = to_tensor(np.ones((2, 6)), ms.float32), to_tensor(np.ones((2, 16, 3)), ms.float32)
-    two = Tensor(np.arange(2))
+    one, half, two = (
+        to_tensor(np.ones((2, 1)), ms.float32),
+        to_tensor(np.ones((2, 2)), ms.float16),
+        Tensor(np.arange(2)),
+    )
     weight = ref.make_weight(kernels, np.ones((2, 3)), [2], ms.float32)
     paged = ref.Paged(np.zeros(0), *(np.array(values, np.int32) for values in ([0, 2], [2], [[0]]))).tensors()
     for call in (
         lambda: kernels.linear_heads(x, [weight]),
         lambda: kernels.linear_heads(x, [weight, weight], 1),
         lambda: kernels.write_latent(x, x, cache, Tensor(np.arange(2))),
-        lambda: kernels.write_latent(*(to_tensor(np.ones((2, n)), ms.float16) for n in (2, 1)), cache, two),
-        lambda: kernels.write_latent(*(to_tensor(np.ones((2, n)), ms.float32) for n in (2, 1)), cache, two + 31),
+        lambda: kernels.write_latent(x, one, cache, two),
+        lambda: kernels.write_latent(half, half, cache, two),
+        lambda: kernels.write_latent(to_tensor(np.ones((2, 2)), ms.float32), one, cache, two + 31),
         lambda: kernels.mla_attention(x, cache, paged, 1.0, 4),
         lambda: kernels.mla_attention(to_tensor(np.ones((2, 4)), ms.float32), cache, paged, 1.0, 3),
         lambda: kernels.mla_prefill(x, cache, paged, [weight], [weight], 1.0),

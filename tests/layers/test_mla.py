@@ -1,4 +1,4 @@
-"""Latent attention, absorbed and expanded, against the definition in float64: kv_b_proj gives each head keys and values."""
+"""Latent attention, absorbed and expanded, against the definition, in float64."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -176,8 +176,9 @@ def test_a_batch_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
         spans = [torch.arange(lengths[i] - counts[i], lengths[i]) for i in which]
         slots = torch.cat([table[i, span // 16].long() * 16 + span % 16 for i, span in zip(which, spans, strict=True)])
         starts = torch.tensor([0, *torch.tensor([counts[i] for i in which]).cumsum(0)]).int()
-        tensors = (starts, torch.tensor([lengths[i] for i in which]).int(), table[which])
-        sequences = PagedSequences(*map(to_mindspore, tensors), max(counts[i] for i in which), 18)
+        ends = torch.tensor([lengths[i] for i in which]).int()
+        start, length, blocks = map(to_mindspore, (starts, ends, table[which]))
+        sequences = PagedSequences(start, length, blocks, max(counts[i] for i in which), 18)
         batch = Batch(to_mindspore(torch.cat(spans)), {"a.attn": CacheView(sequences, to_mindspore(slots))})
         return to_torch(cell(to_mindspore(torch.cat([hidden[i] for i in which])), batch))
 

@@ -107,24 +107,20 @@ class PagedSequences:
     def num_sequences(self) -> int:
         return self.seq_lens.shape[0]
 
-    def split(self, tokens: int) -> tuple["PagedSequences | None", "PagedSequences | None", int]:
-        """Those before the first sequence with `tokens` rows or more; the others; where the others' rows begin."""
+    def first_with(self, tokens: int) -> int:
+        """The number of the first sequence with `tokens` rows or more; `num_sequences` if there is none."""
         if self.max_query_len < tokens:
-            return self, None, 0
-        starts = self.query_start.asnumpy()
-        first = int(np.argmax(np.diff(starts) >= tokens))
-        if first == 0:
-            return None, self, 0
-        return self._part(slice(None, first)), self._part(slice(first, None)), int(starts[first])
+            return self.num_sequences
+        return int(np.argmax(np.diff(self.query_start.asnumpy()) >= tokens))
 
-    def _part(self, which: slice) -> "PagedSequences":
-        """Some neighbours of them; their rows are counted from the first one's."""
-        begin, end, _ = which.indices(self.num_sequences)
+    def part(self, begin: int, end: int) -> "PagedSequences":
+        """Sequences `begin` up to `end`; their rows are counted from the first one's."""
         starts, lengths = self.query_start.asnumpy()[begin : end + 1], self.seq_lens.asnumpy()[begin:end]
-        tables = np.ascontiguousarray(self.block_tables.asnumpy()[begin:end])
-        arrays = starts - starts[0], lengths, tables
-        tensors = (Tensor.from_numpy(np.ascontiguousarray(array)) for array in arrays)
-        return PagedSequences(*tensors, max_query_len=int(np.diff(starts).max()), max_seq_len=int(lengths.max()))
+        tables = self.block_tables.asnumpy()[begin:end]
+        start, length, blocks = (
+            Tensor.from_numpy(np.ascontiguousarray(array)) for array in (starts - starts[0], lengths, tables)
+        )
+        return PagedSequences(start, length, blocks, int(np.diff(starts).max()), int(lengths.max()))
 
 
 class Kernels(ABC):

@@ -10,7 +10,6 @@ kv_b_proj. There are two ways to compute that:
   with a third of the operations for each pair of a token and a position: prefill (kernels/cpu/calls_prefill.h).
 """
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -123,12 +122,15 @@ class LatentAttention(Layer):
         """Of `[tokens, heads * (nope + rope)]` queries, latents and rotated keys: `[tokens, heads * value]`."""
         view = batch.caches[self.name]
         self.kernels.write_latent(latent, key, self.cache, view.slots)
-        absorbed, expanded, rows = view.sequences.split(EXPAND_FROM if self.expands else sys.maxsize)
-        if expanded is None:
-            return self._absorbed(query, absorbed)
-        if absorbed is None:
-            return self._expanded(query, expanded)
-        return mint.cat((self._absorbed(query[:rows], absorbed), self._expanded(query[rows:], expanded)))
+        sequences = view.sequences
+        count, first = sequences.num_sequences, sequences.first_with(EXPAND_FROM)
+        if first == count or not self.expands:
+            return self._absorbed(query, sequences)
+        if first == 0:
+            return self._expanded(query, sequences)
+        rows = int(sequences.query_start[first])
+        absorbed = self._absorbed(query[:rows], sequences.part(0, first))
+        return mint.cat((absorbed, self._expanded(query[rows:], sequences.part(first, count))))
 
     def _absorbed(self, query: Tensor, sequences: PagedSequences) -> Tensor:
         heads = self.heads
