@@ -1,4 +1,4 @@
-"""Small quantized Qwen2 and Llama models on disk, beside torch models that do the same arithmetic in NumPy."""
+"""Small quantized models on disk, beside torch models that do the same arithmetic in NumPy."""
 
 import functools
 import json
@@ -19,6 +19,7 @@ from tests.quantization.writers import Layer, Multiply, Scheme, Written
 
 # No multiples of vectors: 80 and 144 inputs are 2.5 and 4.5 groups of 32; head size 20.
 SIZES: dict[str, Any] = {"hidden_size": 80, "intermediate_size": 144, "num_hidden_layers": 2}
+MIXTRAL_NAMES = {"mlp": "block_sparse_moe", "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 
 
 class Exact(torch.nn.Module):
@@ -81,18 +82,25 @@ def replace_module(model: torch.nn.Module, name: str, module: torch.nn.Module) -
     setattr(model.get_submodule(parent), child, module)
 
 
-def write(folder: Path, family: str, scheme: Scheme, seed: int = 0, **options: Any) -> Quantized:
+def write(
+    folder: Path, family: str, scheme: Scheme, seed: int = 0, floats: tuple[str, ...] = (), **options: Any
+) -> Quantized:
     """A random model in `scheme`."""
     model = take_apart(checkpoints.random_model(family, seed, **(SIZES | options)))
-    return write_model(folder, model, scheme, checkpoints.random_prompts((40, 60), seed=7), seed)
+    return write_model(folder, model, scheme, checkpoints.random_prompts((40, 60), seed=7), seed, floats)
 
 
 def write_model(
-    folder: Path, model: torch.nn.Module, scheme: Scheme, prompts: Sequence[Sequence[int]], seed: int = 0
+    folder: Path,
+    model: torch.nn.Module,
+    scheme: Scheme,
+    prompts: Sequence[Sequence[int]],
+    seed: int = 0,
+    floats: tuple[str, ...] = (),
 ) -> Quantized:
     """Every linear of the blocks of a float32 model in `scheme`, which `model` then computes; two shards with an index.
 
-    Static inputs are rounded as `prompts` demand.
+    Static inputs are rounded as `prompts` demand. Linears whose names end in one of `floats` stay as they are.
     """
     ranges = input_ranges(model, prompts)
     tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
@@ -101,6 +109,8 @@ def write_model(
     description = dict.fromkeys(tensors, "FLOAT")
     written = {}
     for name, module in linears(model).items():
+        if name.endswith(floats):
+            continue
         rng = np.random.default_rng(zlib.crc32(f"{seed} {shared_name(name)}".encode()))
         written[name] = scheme.write(layer_of(module, *ranges.get(name, (-1.0, 1.0))), rng)
         del tensors[f"{name}.weight"], description[f"{name}.weight"]
@@ -111,12 +121,22 @@ def write_model(
     config = model.config.to_dict() | {"architectures": [type(model).__name__], "dtype": "float32"}
     if scheme.config is not None:
         config["quantization_config"] = dict(scheme.config)
+    stored = {stored_name(model.config.model_type, name): kind for name, kind in description.items()}
     if scheme.description is not None:
-        (folder / scheme.description).write_text(json.dumps(dict(scheme.metadata) | description))
+        (folder / scheme.description).write_text(json.dumps(dict(scheme.metadata) | stored))
     (folder / "config.json").write_text(json.dumps(config))
+    tensors = {stored_name(model.config.model_type, name): tensor for name, tensor in tensors.items()}
     names = sorted(tensors)
     save_shards(folder, *({name: tensors[name] for name in names[part::2]} for part in (0, 1)))
     return Quantized(folder, model.eval(), written)
+
+
+def stored_name(family: str, name: str) -> str:
+    """A tensor's name in a published checkpoint of the family."""
+    if family == "mixtral":
+        for ours, theirs in MIXTRAL_NAMES.items():
+            name = name.replace(f".{ours}.", f".{theirs}.")
+    return name
 
 
 def shared_name(name: str) -> str:
@@ -131,6 +151,6 @@ def _root() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="vllm_ms_models_quantized_")
 
 
-def written(family: str, scheme: Scheme, seed: int = 0, **options: Any) -> Quantized:
+def written(family: str, scheme: Scheme, seed: int = 0, floats: tuple[str, ...] = (), **options: Any) -> Quantized:
     """As `write`, in a folder of its own that is removed at the end of the process."""
-    return write(Path(tempfile.mkdtemp(dir=_root().name)), family, scheme, seed, **options)
+    return write(Path(tempfile.mkdtemp(dir=_root().name)), family, scheme, seed, floats, **options)
