@@ -2,7 +2,10 @@
 
 import contextlib
 import gc
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +63,17 @@ def engine(folder: str | Path, env: Mapping[str, str] | None = None, **options: 
             llm.llm_engine.__dict__.clear()
             del llm
             gc.collect()
+
+
+def answer_once(folder: Path, prompt: Sequence[int], **options: Any) -> dict[str, Any]:
+    """What reference/answer_once.py prints: an engine in a process of its own, one prompt, the most memory it took."""
+    program = Path(__file__).parent / "reference" / "answer_once.py"
+    arguments = [str(folder), json.dumps(options), *map(str, prompt)]
+    run = subprocess.run([sys.executable, str(program), *arguments], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-4000:]
+    (line,) = [line for line in run.stdout.splitlines() if line.startswith("ANSWER ")]
+    answer: dict[str, Any] = json.loads(line.removeprefix("ANSWER "))
+    return answer
 
 
 def greedy(

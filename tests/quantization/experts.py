@@ -28,7 +28,8 @@ class Experts(torch.nn.ModuleList):
         for number, expert in enumerate(self):
             token, choice = torch.where(ids == number)
             if len(token):
-                result.index_add_(0, token, expert(x[token]) * shares[token, choice, None])
+                weighted = expert(x[token]) * shares[token, choice, None]
+                result.index_add_(0, token, weighted.to(x.dtype))
         return result
 
 

@@ -1,6 +1,8 @@
 """Run as a program: one engine, one prompt, and how much memory that took. Prints a line of JSON.
 
-python answer_once.py FOLDER CACHE_BYTES TOKEN_ID...
+python answer_once.py FOLDER OPTIONS TOKEN_ID...
+
+OPTIONS are those of `LLM`, as JSON.
 """
 
 import json
@@ -8,6 +10,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def peak_memory() -> int:
@@ -20,11 +23,11 @@ def peak_memory() -> int:
     return int(found[1]) * 1024
 
 
-def main(folder: str, cache_bytes: int, prompt: list[int]) -> None:
+def main(folder: str, options: dict[str, Any], prompt: list[int]) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # one process, whose memory is everything
     from vllm import LLM, SamplingParams
 
-    llm = LLM(folder, skip_tokenizer_init=True, max_model_len=512, max_num_seqs=1, kv_cache_memory_bytes=cache_bytes)
+    llm = LLM(folder, skip_tokenizer_init=True, max_model_len=512, max_num_seqs=1, **options)
     sampling = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, detokenize=False, prompt_logprobs=0)
     (output,) = llm.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
     logprobs = [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], prompt[1:], strict=True)]
@@ -33,4 +36,4 @@ def main(folder: str, cache_bytes: int, prompt: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), [int(token) for token in sys.argv[3:]])
+    main(sys.argv[1], json.loads(sys.argv[2]), [int(token) for token in sys.argv[3:]])

@@ -6,8 +6,6 @@ itself works.
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding
 
 from tests.checkpoints import random_prompts
+from tests.engines import answer_once
 
 GIB = 2**30
 CACHE_BYTES = GIB // 4
@@ -169,12 +168,7 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_loads_within_its_memory_and_answers(written: Written) -> None:
     prompt = random_prompts([PROMPT_LENGTH], written.config.vocab_size)[0]
-    program = Path(__file__).with_name("answer_once.py")
-    arguments = [str(written.folder), str(CACHE_BYTES), *map(str, prompt)]
-    run = subprocess.run([sys.executable, str(program), *arguments], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-4000:]
-    (line,) = [line for line in run.stdout.splitlines() if line.startswith("ANSWER ")]
-    answer = json.loads(line.removeprefix("ANSWER "))
+    answer = answer_once(written.folder, prompt, kv_cache_memory_bytes=CACHE_BYTES)
     assert len(answer["tokens"]) == 4
     assert all(0 <= token < written.config.vocab_size for token in answer["tokens"])
 
