@@ -156,7 +156,8 @@ def write(folder: Path, config: DeepseekV3Config, dtype: str) -> Large:
         if sum(other.nbytes for other in shards[-1]) > SHARD_BYTES:
             shards.append([])
         shards[-1].append(entry)
-    pool, where = Pool(), {}
+    pool = Pool()
+    where: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         header, end = {}, 0
         for entry in shard:

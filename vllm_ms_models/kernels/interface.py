@@ -161,6 +161,15 @@ class Kernels(ABC):
         """
 
     @abstractmethod
+    def load_float8(
+        self, weight: Weight, part: int, first_row: int, values: np.ndarray, scales: np.ndarray, width: int, offset: int
+    ) -> None:
+        """As `load_rows`, of e4m3 `values[i, j] * scales[i, (offset + j) // width]`, in float32; ValueError for NaN.
+
+        A weight of int8 rows gets them over their largest magnitudes, times 127, rounded; and scales that undo it.
+        """
+
+    @abstractmethod
     def load_scales(
         self,
         weight: Weight,

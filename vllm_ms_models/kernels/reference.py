@@ -14,7 +14,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, ops
 
-from vllm_ms_models.kernels import reference_cache, reference_experts, reference_integers, reference_latent
+from vllm_ms_models.kernels import float8, reference_cache, reference_experts, reference_integers, reference_latent
 from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
 from vllm_ms_models.kernels.reference_memory import NUMPY as _NUMPY
 from vllm_ms_models.kernels.reference_memory import cast as _cast
@@ -89,6 +89,17 @@ class ReferenceKernels(Kernels):
 
     def load_integers(self, weight: Weight, part: int, first_row: int, values: np.ndarray) -> None:
         reference_integers.load_values(weight, part, first_row, values)
+
+    def load_float8(
+        self, weight: Weight, part: int, first_row: int, values: np.ndarray, scales: np.ndarray, width: int, offset: int
+    ) -> None:
+        float8.check(weight, values, scales, width, offset)
+        rows = float8.widened(values, scales, width, offset)
+        if weight.integers is None:
+            return self.load_rows(weight, part, first_row, rows)
+        integers, factors = float8.rounded(rows)
+        self.load_integers(weight, part, first_row, integers)
+        self.load_scales(weight, part, first_row, factors)
 
     def load_scales(
         self,

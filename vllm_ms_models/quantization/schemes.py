@@ -9,7 +9,7 @@ import mindspore as ms
 from vllm_ms_models.checkpoint.errors import CheckpointError
 from vllm_ms_models.quantization.base import Float, LinearScheme, Part, Quantization
 from vllm_ms_models.quantization.formats.common import Format
-from vllm_ms_models.quantization.fp8 import fp8_scheme
+from vllm_ms_models.quantization.fp8 import Fp8Scheme
 from vllm_ms_models.quantization.integers import Int8ProductScheme, Int8Scheme
 from vllm_ms_models.quantization.packed import AwqScheme, CompressedScheme, GptqScheme
 from vllm_ms_models.quantization.specs import (
@@ -26,7 +26,7 @@ from vllm_ms_models.quantization.specs import (
 SCHEMES: dict[type[Spec], Callable[..., LinearScheme]] = {
     AwqWeight: AwqScheme,
     FloatWeight: lambda parts, bias, dtype, spec: Float(parts, bias, dtype),
-    Fp8Weight: fp8_scheme,
+    Fp8Weight: Fp8Scheme,
     GptqWeight: GptqScheme,
     Int8Product: Int8ProductScheme,
     Int8Weight: Int8Scheme,

@@ -15,7 +15,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore._c_expression import TensorPy  # the base class of Tensor, all in C
 
-from vllm_ms_models.kernels import integer_checks
+from vllm_ms_models.kernels import float8, integer_checks
 from vllm_ms_models.kernels.cpu.loader import load
 from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
 from vllm_ms_models.kernels.routing import Routing
@@ -30,6 +30,7 @@ _NAMES = {
 _DTYPES = (ms.float32, ms.bfloat16, ms.float16, ms.int32, ms.int64, ms.int8)  # in the order of DType in kernels.h
 _FLOAT32, _BFLOAT16, _FLOAT16, _INT32, _INT64, _INT8 = range(6)
 _INPUTS = {"float": 0, "dynamic": 1, "static": 2}  # Input in kernels.h
+_FLOAT8_VALUES = 1 << 18  # widened at a time: 1 MB of floats
 _GROUP = 16  # positions of a panel of keys
 _SILU, _GELU_ERF, _GELU_TANH = range(3)
 _GATES = {"silu": _SILU, "gelu": _GELU_ERF, "gelu_tanh": _GELU_TANH}
@@ -125,6 +126,32 @@ class CpuKernels(Kernels):
         if values.shape[1] > 1 and values.strides[1] != 1:
             values = np.ascontiguousarray(values)
         self._module.load_integers(weight, part, first_row, values.ctypes.data, len(values), values.strides[0])
+
+    def load_float8(
+        self, weight: Weight, part: int, first_row: int, values: np.ndarray, scales: np.ndarray, width: int, offset: int
+    ) -> None:
+        float8.check(weight, values, scales, width, offset)
+        rows, columns = values.shape
+        step = max(_FLOAT8_VALUES // max(columns, 1) // 16, 1) * 16  # a panel has 16 rows
+        for first in range(0, rows, step):
+            part_of = slice(first, min(first + step, rows))
+            floats = self._widened(values[part_of], scales[part_of], width, offset)
+            if weight.integers is None:
+                self.load_rows(weight, part, first_row + first, floats)
+                continue
+            integers, factors = np.empty(floats.shape, np.int8), np.empty((len(floats), 1), np.float32)
+            self._module.round_rows(floats.ctypes.data, *floats.shape, integers.ctypes.data, factors.ctypes.data)
+            self.load_integers(weight, part, first_row + first, integers)
+            self.load_scales(weight, part, first_row + first, factors)
+
+    def _widened(self, values: np.ndarray, scales: np.ndarray, width: int, offset: int) -> np.ndarray:
+        """`float8.widened`."""
+        if values.shape[1] > 1 and values.strides[1] != 1:
+            values = np.ascontiguousarray(values)
+        scales, floats = np.ascontiguousarray(scales), np.empty(values.shape, np.float32)
+        addresses = (values.ctypes.data, scales.ctypes.data, floats.ctypes.data)
+        self._module.widen_float8(*addresses, *values.shape, values.strides[0], scales.shape[1], width, offset)
+        return floats
 
     def load_scales(
         self,

@@ -175,6 +175,20 @@ void pack_scales(Packed& weight, int part, long first_row, const float* scales, 
 // Choice of experts, the same for every instruction set (routing.cpp).
 const char* choose_experts(const RoutingCall& call);
 
+// Rows of e4m3: value (i, j) times scales[i, (offset + j) / width].
+struct Float8Rows {
+  const uint8_t* values;
+  long rows, columns, stride;
+  const float* scales;  // [rows, scale_count]
+  long scale_count, width, offset;
+};
+
+// To float32 [rows, columns]. NaN become numbers: the caller has looked for them.
+void widen_float8(const Float8Rows& rows, float* to);
+
+// Each row over its largest magnitude, times 127, to the nearest integer; times its scale it is the row again.
+void round_rows(const float* values, long rows, long columns, int8_t* to, float* scales);
+
 }  // namespace vllm_ms
 
 // Declares the functions of one ISA's namespace; each of the kernel sources defines some of them.

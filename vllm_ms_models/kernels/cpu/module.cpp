@@ -151,6 +151,8 @@ PyMethodDef kMethods[] = {
     FAST("load_integers", load_integers),
     FAST("load_scales", load_scales),
     FAST("set_input", set_input),
+    FAST("widen_float8", widen_float8),
+    FAST("round_rows", round_rows),
     FAST("choose_experts", choose_experts),
     {nullptr, nullptr, 0, nullptr},
 };

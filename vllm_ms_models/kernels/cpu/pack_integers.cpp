@@ -25,12 +25,19 @@ void parallel(long chunks, const Body& body) {
 
 // `count` inputs from input `k` (a multiple of 8) of one row, to its lane.
 void pack_unsigned(const int8_t* values, char* panel, long lane, long k, long count) {
-  for (long i = 0; i < count; i += 4) {
-    uint32_t word = 0;
-    memcpy(&word, values + i, size_t(min(4, count - i)));
+  char* to = panel + k * 16 + lane * 4;
+  uint32_t word;
+  long i = 0;
+  for (; i + 4 <= count; i += 4) {
+    memcpy(&word, values + i, 4);
     word ^= 0x80808080u;
-    memcpy(panel + (k + i) * 16 + lane * 4, &word, 4);
+    memcpy(to + i * 16, &word, 4);
   }
+  if (i == count) return;
+  word = 0;
+  memcpy(&word, values + i, size_t(count - i));
+  word ^= 0x80808080u;
+  memcpy(to + i * 16, &word, 4);
 }
 
 void pack_bytes(const int8_t* values, char* panel, long lane, long k, long count) {
@@ -39,11 +46,15 @@ void pack_bytes(const int8_t* values, char* panel, long lane, long k, long count
 }
 
 void pack_nibbles(const int8_t* values, char* panel, long lane, long k, long count) {
-  for (long i = 0; i < count; i += 8) {
+  char* to = panel + k * 8 + lane * 4;
+  const auto pack = [&](long i, long size) {
     uint32_t word = 0;
-    for (long j = 0; j < min(8, count - i); ++j) word |= (uint32_t(values[i + j]) & 15) << (j / 2 * 4 + j % 2 * 16);
-    memcpy(panel + (k + i) * 8 + lane * 4, &word, 4);
-  }
+    for (long j = 0; j < size; ++j) word |= (uint32_t(values[i + j]) & 15) << (j / 2 * 4 + j % 2 * 16);
+    memcpy(to + i * 8, &word, 4);
+  };
+  long i = 0;
+  for (; i + 8 <= count; i += 8) pack(i, 8);
+  if (i < count) pack(i, count - i);
 }
 
 }  // namespace

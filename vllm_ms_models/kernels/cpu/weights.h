@@ -113,6 +113,33 @@ PyObject* load_scales(PyObject*, PyObject* const* objects, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
+// widen_float8(addresses of values, scales and result, rows, columns, stride, scales of a row, width, offset)
+PyObject* widen_float8(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+  Float8Rows rows;
+  float* to;
+  if (!expect(count, 9)) return nullptr;
+  unpack(objects[0], rows.values), unpack(objects[1], rows.scales), unpack(objects[2], to);
+  unpack(objects[3], rows.rows), unpack(objects[4], rows.columns), unpack(objects[5], rows.stride);
+  unpack(objects[6], rows.scale_count), unpack(objects[7], rows.width), unpack(objects[8], rows.offset);
+  if (PyErr_Occurred()) return nullptr;
+  Py_BEGIN_ALLOW_THREADS vllm_ms::widen_float8(rows, to);
+  Py_END_ALLOW_THREADS Py_RETURN_NONE;
+}
+
+// round_rows(address of float32, rows, columns, addresses of int8 and scales)
+PyObject* round_rows(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+  const float* values;
+  int8_t* to;
+  float* scales;
+  long rows, columns;
+  if (!expect(count, 5)) return nullptr;
+  unpack(objects[0], values), unpack(objects[1], rows), unpack(objects[2], columns);
+  unpack(objects[3], to), unpack(objects[4], scales);
+  if (PyErr_Occurred()) return nullptr;
+  Py_BEGIN_ALLOW_THREADS vllm_ms::round_rows(values, rows, columns, to, scales);
+  Py_END_ALLOW_THREADS Py_RETURN_NONE;
+}
+
 // set_input(weight, part, scale, offset)
 PyObject* set_input(PyObject*, PyObject* const* objects, Py_ssize_t count) {
   Packed* weight;
