@@ -1,5 +1,7 @@
 """FP8 rows into weights: the reference against the format's definition, and C++ against the reference, bit for bit."""
 
+from typing import Any
+
 import mindspore as ms
 import ml_dtypes
 import numpy as np
@@ -73,7 +75,7 @@ def test_refusals(kernels: Kernels) -> None:
     values, scales = np.ones((4, 100), ml_dtypes.float8_e4m3fn), np.ones((4, 2), np.float32)
     broken = values.copy()
     broken[2, 3] = np.nan
-    for arguments, message in [
+    cases: list[tuple[tuple[Any, ...], str]] = [
         ((weight, 0, 0, values[:, 1:], scales, 64, 0), r"float8_e4m3fn \[rows, 100\]"),
         ((weight, 0, 0, values.view(np.uint8), scales, 64, 0), "dtype uint8"),
         ((weight, 0, 0, values, scales, 64, 30), r"float32 \[4, 3\] is expected"),
@@ -83,6 +85,7 @@ def test_refusals(kernels: Kernels) -> None:
         ((weight, 0, 0, broken, scales, 64, 0), "not numbers"),
         ((weight, 0, 1, values, scales, 64, 0), "rows"),
         ((groups, 0, 0, values, scales, 64, 0), "a scale for each row only"),
-    ]:
+    ]
+    for arguments, message in cases:
         with pytest.raises(ValueError, match=message):
             kernels.load_float8(*arguments)
