@@ -55,6 +55,7 @@ class IntegerScheme(KernelScheme):
     def finish(self) -> None:
         for index, factors in enumerate(self.factors):
             self.kernels.load_scales(self.weight, index, 0, factors.scales, factors.zeros, factors.addends)
+        self.factors = []  # the weight has them now
 
     def store(self, index: int, first_row: int, values: np.ndarray) -> None:
         """Rows of int8 values, over this rank's columns."""

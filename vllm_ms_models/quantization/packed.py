@@ -71,7 +71,6 @@ class PackedScheme(IntegerScheme):
         )
 
     def finish(self) -> None:
-        super().finish()
         order = self.factors[0].order
         for part, factors in zip(self.parts, self.factors, strict=True):
             if not np.array_equal(factors.order, order):  # type: ignore[arg-type] # both may be None
@@ -81,6 +80,7 @@ class PackedScheme(IntegerScheme):
                 )
         if order is not None:
             self.order = Tensor(order.astype(np.int32))
+        super().finish()
 
     def arranged(self, x: Tensor) -> Tensor:
         """The columns of `x` in the order of the weight's."""
