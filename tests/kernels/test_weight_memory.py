@@ -60,7 +60,7 @@ def test_memory_of_integers(kernels: CpuKernels, kind: Integers, bytes_of_values
 
 @pytest.mark.parametrize("sizes", [(16,), (512, 512)], ids=["2 KiB", "2 MiB"])
 def test_more_weights_than_a_process_may_have_mappings(kernels: CpuKernels, sizes: tuple[int, ...]) -> None:
-    """Linux allows 65,530; DeepSeek-V3 has 44,000 experts' weights and heads, and there are larger ones."""
+    """Linux allows 65,530; DeepSeek-V3 has 45,000 experts' weights and heads, and there are larger ones."""
 
     def mappings() -> int:
         with open("/proc/self/maps") as file:
