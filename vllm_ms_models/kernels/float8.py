@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 
-from vllm_ms_models.kernels.interface import Weight
+from vllm_ms_models.kernels.interface import Kernels, Weight
 
 
 def check(weight: Weight, values: np.ndarray, scales: np.ndarray, width: int, offset: int) -> None:
@@ -25,6 +25,26 @@ def check(weight: Weight, values: np.ndarray, scales: np.ndarray, width: int, of
         raise ValueError("FP8 can be rounded to int8 with a scale for each row only.")
     if ((values.view(np.uint8) & 0x7F) == 0x7F).any():
         raise ValueError("it has values that are not numbers")
+
+
+def load(
+    kernels: Kernels,
+    weight: Weight,
+    part: int,
+    first_row: int,
+    values: np.ndarray,
+    scales: np.ndarray,
+    width: int,
+    offset: int,
+) -> None:
+    """`Kernels.load_float8` of a back end that has nothing quicker."""
+    check(weight, values, scales, width, offset)
+    rows = widened(values, scales, width, offset)
+    if weight.integers is None:
+        return kernels.load_rows(weight, part, first_row, rows)
+    integers, factors = rounded(rows)
+    kernels.load_integers(weight, part, first_row, integers)
+    kernels.load_scales(weight, part, first_row, factors)
 
 
 def widened(values: np.ndarray, scales: np.ndarray, width: int, offset: int) -> np.ndarray:

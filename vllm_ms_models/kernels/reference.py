@@ -93,13 +93,7 @@ class ReferenceKernels(Kernels):
     def load_float8(
         self, weight: Weight, part: int, first_row: int, values: np.ndarray, scales: np.ndarray, width: int, offset: int
     ) -> None:
-        float8.check(weight, values, scales, width, offset)
-        rows = float8.widened(values, scales, width, offset)
-        if weight.integers is None:
-            return self.load_rows(weight, part, first_row, rows)
-        integers, factors = float8.rounded(rows)
-        self.load_integers(weight, part, first_row, integers)
-        self.load_scales(weight, part, first_row, factors)
+        float8.load(self, weight, part, first_row, values, scales, width, offset)
 
     def load_scales(
         self,
