@@ -24,7 +24,7 @@ template <class W>
 static void multiply(const typename W::X* x, long x_stride, const char* w, long w_step, long w_panel, long steps,
                      float* out, long out_stride, bool accumulate, int rows, long panels, const char* next,
                      long bytes) {
-  Ahead ahead = {next, 0, 64, 0};
+  Ahead ahead = {next, 0, 64, 0, nullptr};
   if (next && rows <= kFewRows) {  // one or two rows: the micro-kernel does not
     for (long line = 0; line < bytes; line += 64) __builtin_prefetch(next + line);
   } else if (next) {

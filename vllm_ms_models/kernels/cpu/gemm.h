@@ -140,7 +140,8 @@ static void multiply_tile(const Job<W>& job, long panel, int width, long row, lo
     if (weight.groups > 1) {
       alignas(64) float part[kTileSums];
       const long group_steps = weight.group_size / W::kDepth, end = step + steps;
-      for (; step < end; step += group_steps) {
+      for (const char* then = ahead.then; step < end; step += group_steps) {
+        ahead.then = step + group_steps < end ? nullptr : then;
         tile(x, job.stride, w, W::kStepBytes, weight.panel_bytes, min(group_steps, end - step), part, width * 16,
              false, ahead);
         add_group(weight, job.factors, panel, width, step / group_steps, part, row - job.first_row, height, sums,
@@ -166,6 +167,7 @@ static void multiply_group(const Job<W>& job, long panel, int panels, int width,
   const long unit = weight.groups > 1 ? weight.group_size / W::kDepth : 1;  // steps that stay together
   const long block_steps = max(1, ceil_div(ceil_div(steps, blocks), unit) * unit), block_rows = height * kRowBlocks;
   const char* data = static_cast<const char*>(weight.data) + panel * weight.panel_bytes;
+  const char* then = next;
   if (!reused && bytes > kCacheBytes) next = data + kAheadBytes;
   alignas(64) Sum<W> sums[kRows * kRowBlocks * kMaxPanels * 16];
   const long stride = panels * 16;
@@ -179,7 +181,8 @@ static void multiply_group(const Job<W>& job, long panel, int panels, int width,
         multiply_tile<W>(
             job, panel + p, width, row + r, min(height, rows - r), step, min(block_steps, steps - step),
             sums + r * stride + p * 16, stride, step > 0,
-            {after + fetched * weight.panel_bytes, after ? int(fetch) : 0, weight.panel_bytes, W::kStepBytes});
+            {after + fetched * weight.panel_bytes, after ? int(fetch) : 0, weight.panel_bytes, W::kStepBytes,
+             reused ? nullptr : then});
       }
     }
     float* finished = finish<W>(weight, job.factors, panel, panels, sums, stride, row - job.first_row, rows);

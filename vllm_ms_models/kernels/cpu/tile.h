@@ -98,10 +98,12 @@ template <class W>
 using Sum = std::remove_reference_t<decltype(std::declval<typename W::Acc&>()[0])>;
 
 // Memory that will be needed soon: every step requests `lines` cache lines, `stride` bytes apart, and moves `move` bytes.
+// One or two rows request what comes kPrefetchBytes later in their own panels, and `then` what follows the last steps.
 struct Ahead {
   const char* at;
   int lines;
   long stride, move;
+  const char* then;  // panels like those at work, or null
 };
 
 // out[r][16 p + i] (+)= sum over steps of x[r][step] * w[p][step][i]; strides of x and out in elements, of w in bytes.
@@ -114,12 +116,15 @@ static void tile(const typename W::X* x, long x_stride, const char* w, long w_st
   UNROLL for (int r = 0; r < R; ++r) UNROLL
     for (int v = 0; v < kVectors; ++v)
       acc[r][v] = accumulate ? load_raw<Acc>(out + r * out_stride + v * VW) : Acc{};
+  const char* soon = w + kPrefetchBytes;
+  const long last = R <= kFewRows && ahead.then ? steps - kPrefetchBytes / W::kStepBytes : -1;
   for (long step = 0; step < steps; ++step) {
+    if (step == last) soon = ahead.then;
     typename W::Raw raw[kVectors];
     UNROLL for (int v = 0; v < kVectors; ++v)
       raw[v] = load_raw<typename W::Raw>(w + v / kPerPanel * w_panel + v % kPerPanel * sizeof(raw[0]));
     if (R <= kFewRows) UNROLL
-      for (int p = 0; p < P; ++p) __builtin_prefetch(w + p * w_panel + kPrefetchBytes);
+      for (int p = 0; p < P; ++p) __builtin_prefetch(soon + p * w_panel);
     else
       for (int i = 0; i < ahead.lines; ++i) __builtin_prefetch(ahead.at + i * ahead.stride, 0, 2);
     ahead.at += ahead.move;
@@ -134,7 +139,7 @@ static void tile(const typename W::X* x, long x_stride, const char* w, long w_st
       }
     }
     x += W::kSubsteps;
-    w += w_step;
+    w += w_step, soon += w_step;
   }
   UNROLL for (int r = 0; r < R; ++r) UNROLL
     for (int v = 0; v < kVectors; ++v) store_raw(out + r * out_stride + v * VW, acc[r][v]);
@@ -172,7 +177,7 @@ static void multiply_block(const typename W::X* x, long x_stride, const char* w,
     int width = panels - p >= kPanels ? kPanels : 1;
     for (long r = 0; r < rows; r += height)
       find_tile<W>(int(min(height, rows - r)), width)(x + r * x_stride, x_stride, w + p * w_panel, w_step, w_panel,
-                                                      steps, out + r * out_stride + p * 16, out_stride, accumulate, {nullptr, 0, 0, 0});
+                                                      steps, out + r * out_stride + p * 16, out_stride, accumulate, {nullptr, 0, 0, 0, nullptr});
     p += width;
   }
 }
