@@ -140,12 +140,14 @@ static void multiply_tile(const Job<W>& job, long panel, int width, long row, lo
     if (weight.groups > 1) {
       alignas(64) float part[kTileSums];
       const long group_steps = weight.group_size / W::kDepth, end = step + steps;
+      const char* data = static_cast<const char*>(weight.data);
+      const long next = ahead.then ? (ahead.then - data) / weight.panel_bytes : panel + width;
       for (const char* then = ahead.then; step < end; step += group_steps) {
         ahead.then = step + group_steps < end ? nullptr : then;
         tile(x, job.stride, w, W::kStepBytes, weight.panel_bytes, min(group_steps, end - step), part, width * 16,
              false, ahead);
         add_group(weight, job.factors, panel, width, step / group_steps, part, row - job.first_row, height, sums,
-                  stride, accumulate);
+                  stride, accumulate, next);
         accumulate = true;
         ahead.at += group_steps * ahead.move, x += group_steps * W::kSubsteps, w += group_steps * W::kStepBytes;
       }

@@ -10,7 +10,6 @@ namespace ISA_NS {
 namespace {
 
 constexpr long kTileSums = 16 * (kRows * kPanels > kFewRows * kFewPanels ? kRows * kPanels : kFewRows * kFewPanels);
-constexpr long kScalesAhead = 4;  // groups
 
 template <class W>
 constexpr bool kScaled = std::is_base_of<Scaled, W>::value;  // integers
@@ -35,11 +34,12 @@ struct Factors {
 INLINE vf zero_points(const Packed& weight, long at) { return from_int8(load_raw<vb>(weight.zeros + at)); }
 
 // sums (+)= scale * (part - zero * group_total), for one group of `width` panels and `rows` rows from `row` of `factors`.
+// Requests the scales of panels from `next` on, which will be wanted when these are done.
 static void add_group(const Packed& weight, const Factors& factors, long panel, int width, long group,
-                      const float* part, long row, long rows, float* sums, long stride, bool accumulate) {
+                      const float* part, long row, long rows, float* sums, long stride, bool accumulate, long next) {
   for (int p = 0; p < width; ++p) {
     const long at = ((panel + p) * weight.groups + group) * 16;
-    __builtin_prefetch(weight.scales + at + 16 * kScalesAhead);
+    __builtin_prefetch(weight.scales + ((next + p) * weight.groups + group) * 16);
     UNROLL for (int i = 0; i < 16; i += VW) {
       const vf scale = load(weight.scales + at + i), zero = weight.has_zeros ? zero_points(weight, at + i) : vf{};
       for (long r = 0; r < rows; ++r) {

@@ -79,7 +79,8 @@ struct Nibbles : Scaled, FusedMultiplyAdd {
   INLINE vf widen(Raw raw, int substep) {
     const int at = substep / 2 * 4 + substep % 2 * 16;
 #if defined(__AVX512F__)
-    const __m512 table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+    __m512 table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+    keep_in_register(table);
     return (vf)_mm512_permutexvar_ps((__m512i)(raw >> at), table);  // the low 4 bits of an index count
 #else
     return __builtin_convertvector((vi)(raw << (28 - at)) >> 28, vf);
@@ -110,7 +111,8 @@ struct NibbleDots : Scaled, DotProduct {
 #define VLLM_MS_NIBBLES                                                                                          \
   0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, \
       0xc000, 0xbf80
-    const Table table = {VLLM_MS_NIBBLES, VLLM_MS_NIBBLES};  // 0 ... 7, -8 ... -1
+    Table table = {VLLM_MS_NIBBLES, VLLM_MS_NIBBLES};  // 0 ... 7, -8 ... -1
+    keep_in_register(table);
 #undef VLLM_MS_NIBBLES
     return (vu)_mm512_permutexvar_epi16((__m512i)(raw >> (4 * substep)), (__m512i)table);
   }
