@@ -185,34 +185,46 @@ def check_prefill(
     heads: int,
     sizes: tuple[int, int, int, int],
 ) -> None:
-    """Against ordinary attention over what the linear layer, which has tests of its own, expands the latents to."""
+    """Against ordinary attention over what the linear layer, which has tests of its own, expands the latents to.
+
+    The reference's products depend, within their bounds, on how many rows there are; that adds to the bounds.
+    """
     rank, nope, rope, value_size = sizes
     tokens, size = int(paged.query_start[-1]), nope + rope
-    query = normal(rng, (tokens, heads * size), dtype)
-    matrices = [[normal(rng, (rows, rank), dtype) * rank**-0.5 for rows in (nope, value_size)] for _ in range(heads)]
-    weights = [[ref.make_weight(kernels, matrix, [len(matrix)], dtype) for matrix in pair] for pair in matrices]
-    keys, values = zip(*weights, strict=True)
-    latents = np.nan_to_num(paged.cache[:, 0, 0])  # unused positions are NaN
-    got = kernels.mla_prefill(
-        to_tensor(query, dtype), to_tensor(paged.cache[:, 0, 0], dtype), paged.tensors(), keys, values, 0.3
-    )
-    source = to_tensor(latents.reshape(-1, rank + rope)[:, :rank], dtype)
-    unused = np.isnan(paged.cache[:, 0, 0, :, :1])
-    wanted = []
+    query = normal(rng, (tokens, heads, size), dtype)
+    rows = np.nan_to_num(paged.cache[:, 0, 0]).reshape(-1, rank + rope)  # unused positions are NaN
+    source = to_tensor(rows[:, :rank], dtype)
+    weights, wanted = [], []
     for head in range(heads):
-        expanded = np.zeros((len(latents), 2, 1, latents.shape[1], size))
-        expanded[:, 0, 0, :, :nope] = to_array(kernels.linear(source, keys[head])).reshape(*latents.shape[:2], nope)
-        expanded[:, 0, 0, :, nope:] = latents[..., rank:]
-        expanded[:, 1, 0, :, :value_size] = to_array(kernels.linear(source, values[head])).reshape(
-            *latents.shape[:2], value_size
-        )
-        expanded[:, :, 0] = np.where(unused[:, None], np.nan, expanded[:, :, 0])
+        matrices = [normal(rng, (features, rank), dtype) * rank**-0.5 for features in (nope, value_size)]
+        pair = [ref.make_weight(kernels, matrix, [len(matrix)], dtype) for matrix in matrices]
+        key, value = (to_array(kernels.linear(source, weight)) for weight in pair)
+        both = np.zeros((2, len(rows), size))
+        both[0] = np.concatenate((key, rows[:, rank:]), 1)
+        both[1, :, :value_size] = value
+        blocks, block_size = len(paged.cache), paged.cache.shape[3]
+        expanded = both.reshape(2, blocks, 1, block_size, size).transpose(1, 0, 2, 3, 4)
         one = ref.Paged(expanded, paged.query_start, paged.seq_lens, paged.block_tables)
-        rows = query.reshape(tokens, heads, size)[:, head]
-        bounded = ref.attention(rows, one, 0.3, None, None, True, ref.share_error(kernels, dtype))
-        wanted.append([part.reshape(tokens, size)[:, :value_size] for part in bounded])
-    joined = tuple(np.concatenate(parts, 1) for parts in zip(*wanted, strict=True))
-    ref.assert_close(got, joined, dtype)
+        bounded = ref.attention(query[:, head], one, 0.3, None, None, True, ref.share_error(kernels, dtype))
+        values, error = (part[:, :value_size] for part in bounded)
+        if isinstance(kernels, ReferenceKernels):
+            off = [apart(rows[:, :rank], matrix, dtype) for matrix in matrices]
+            scores = 0.3 * np.abs(query[:, head, :nope]) @ off[0]
+            error = error + off[1] + 2 * scores[:, None] * np.abs(value).max(initial=0)
+        weights.append(pair)
+        wanted.append((values, error))
+    keys, values_of = zip(*weights, strict=True)
+    cache = to_tensor(paged.cache[:, 0, 0], dtype)
+    flat = to_tensor(query.reshape(tokens, heads * size), dtype)
+    got = kernels.mla_prefill(flat, cache, paged.tensors(), keys, values_of, 0.3)
+    joined, errors = (np.concatenate(parts, 1) for parts in zip(*wanted, strict=True))
+    ref.assert_close(got, (joined, errors), dtype)
+
+
+def apart(x: np.ndarray, matrix: np.ndarray, dtype: Any) -> np.ndarray:
+    """How far two right results for a feature can be from each other, at most: both bounds and a rounding each."""
+    values, error = ref.linear(x, matrix)
+    return (2 * error + ref.ulp(np.abs(values) + error, dtype)).max(0, initial=0)
 
 
 def test_what_does_not_fit_is_refused(kernels: Kernels) -> None:
