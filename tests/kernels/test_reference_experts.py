@@ -199,6 +199,19 @@ def test_experts_are_their_linears(
     kernels: Kernels, kind: Integers | None, seed: int, dtype: Any, tokens: int, width: int, size: int, shared: bool
 ) -> None:
     """With every kind of weight: the rows of an expert go through `linear_gated` and `linear`, and are summed once."""
+    check_linears(kernels, kind, seed, dtype, tokens, width, size, shared)
+
+
+@pytest.mark.parametrize("kind", WEIGHTS, ids=str)
+@pytest.mark.parametrize("tokens", [1, 130])
+def test_experts_that_threads_share(kernels: Kernels, kind: Integers | None, tokens: int) -> None:
+    """So wide that few rows are multiplied in slices of a matrix; of 130 tokens some experts have too many for that."""
+    check_linears(kernels, kind, tokens, ms.bfloat16, tokens, 1040, 328, True)
+
+
+def check_linears(
+    kernels: Kernels, kind: Integers | None, seed: int, dtype: Any, tokens: int, width: int, size: int, shared: bool
+) -> None:
     rng = np.random.default_rng(seed)
     experts = 5
 
