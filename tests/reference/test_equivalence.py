@@ -16,6 +16,7 @@ from tests.engines import counter, engine, greedy, token_ids
 from tests.reference import torch_reference
 from tests.reference.test_deepseek import SIZES as DEEPSEEK
 from tests.reference.torch_reference import LEAST_MARGIN
+from vllm_ms_models.layers.mla import EXPAND_FROM
 
 TOKENS = 32
 
@@ -33,6 +34,7 @@ MODELS: dict[str, tuple[str, int, Mapping[str, Any]]] = {
     "deepseek_v3": ("deepseek_v3", 1, DEEPSEEK | {"n_group": 2, "n_routed_experts": 16, "num_experts_per_tok": 4}),
 }
 LENGTHS = (1, 7, 31, 32, 33, 64, 90, 150)
+assert 90 < EXPAND_FROM <= 150, "latent attention of prompts is both absorbed and expanded here"
 
 pytestmark = pytest.mark.parametrize("model", MODELS)
 
