@@ -50,7 +50,7 @@ def space_from_environment() -> int | None:
 
 
 def check_weights(needed: int, host: HostMemory, ranks: int = 1) -> None:
-    """InsufficientMemoryError unless `needed` bytes, the weights of all ranks on the host, fit beside their reserves."""
+    """InsufficientMemoryError unless `needed` bytes, for all ranks of the host, fit beside each rank's reserve."""
     if needed + ranks * RESERVE > host.available:
         raise InsufficientMemoryError(
             f"The model's weights need {gib(needed)} and {gib(ranks * RESERVE)} for working space, but only "

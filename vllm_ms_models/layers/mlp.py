@@ -8,7 +8,10 @@ from vllm_ms_models.layers.linear import GatedColumnParallelLinear, RowParallelL
 
 
 class GatedMLP(Layer):
-    """`down(activation(gate(x)) * up(x))`, `[tokens, hidden]` -> `[tokens, hidden]`; `reduce` as of RowParallelLinear."""
+    """`down(activation(gate(x)) * up(x))`, `[tokens, hidden]` -> `[tokens, hidden]`.
+
+    `reduce` is that of the RowParallelLinear at the end.
+    """
 
     def __init__(
         self,
