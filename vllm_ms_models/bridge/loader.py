@@ -17,9 +17,8 @@ from vllm.model_executor.model_loader.weight_utils import (
 )
 
 from vllm_ms_models import memory
-from vllm_ms_models.bridge.host import host_memory
+from vllm_ms_models.bridge.host import host_memory, over_all
 from vllm_ms_models.bridge.model import CausalLMShell
-from vllm_ms_models.bridge.ranks import over_all
 
 if TYPE_CHECKING:
     from vllm_ms_models.checkpoint.slots import Slot

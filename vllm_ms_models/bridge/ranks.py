@@ -1,4 +1,4 @@
-"""vLLM's process groups as the `Group` that layers talk to, and what the ranks on a host must agree on.
+"""vLLM's process groups as the `Group` that layers talk to.
 
 gloo works on the tensors' own memory, which torch and MindSpore share; a sum of 16-bit floats is rounded once for each
 rank that is added.
@@ -69,12 +69,3 @@ def tensor_parallel_group(config: ParallelConfig) -> Group:
         return Group()
     group = get_tp_group()
     return TorchGroup(group.rank_in_group, group.world_size, group.device_group)
-
-
-def over_all(value: int, operation: dist.ReduceOp.RedOpType) -> int:
-    """Of every rank's `value`; all ranks call it. The value itself without other ranks."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return value
-    shared = torch.tensor([value])
-    dist.all_reduce(shared, operation, get_tp_group().cpu_group)
-    return int(shared)
