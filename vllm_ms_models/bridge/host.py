@@ -1,4 +1,4 @@
-"""The memory of this host, or of the container it is seen from; and what the ranks on it agree on. No MindSpore here."""
+"""The memory of this host, or of its container, and what the ranks on it agree on. No MindSpore here."""
 
 from pathlib import Path
 
