@@ -111,6 +111,24 @@ def test_one_sequence_must_fit():
     )
 
 
+def test_ranks_share_the_host():
+    """Each of four has a quarter of what there is, of what may be taken, and of the default; all weights must fit."""
+    assert size(ranks=4) == 4 * GIB - 2 * GIB
+    assert size(ranks=4, utilization=0.99, resident=0) == HOST.available // 4 - RESERVE
+    assert size(ranks=4, utilization=DEFAULT_UTILIZATION, one_sequence=1) == DEFAULT_CACHE // 4
+    check_weights(HOST.available - 4 * RESERVE, HOST, ranks=4)
+    with pytest.raises(InsufficientMemoryError, match=r"need 23\.00 GiB and 2\.00 GiB for working space"):
+        check_weights(HOST.available - RESERVE, HOST, ranks=2)
+    with pytest.raises(InsufficientMemoryError) as caught:
+        size(ranks=2, requested=12 * GIB)
+    assert str(caught.value) == (
+        "--kv-cache-memory-bytes (or VLLM_CPU_KVCACHE_SPACE) asks for 12.00 GiB, but only 11.00 GiB of this host's "
+        "32.00 GiB memory is available to each of 2 ranks; ask for less or free memory."
+    )
+    with pytest.raises(InsufficientMemoryError, match=r"only 6\.00 GiB is left for it to each of 2 ranks"):
+        size(ranks=2, one_sequence=7 * GIB)
+
+
 @given(sizes, sizes, st.sampled_from((0.1, 0.5, 0.9, DEFAULT_UTILIZATION)), sizes, sizes, st.integers(1, 256))
 def test_whatever_is_given_fits(total, available, utilization, resident, one_sequence, sequences):
     """A size that is returned holds one sequence, leaves the reserve, and is never more than sequences can use."""

@@ -49,42 +49,49 @@ def space_from_environment() -> int | None:
     return size
 
 
-def check_weights(needed: int, host: HostMemory) -> None:
-    """InsufficientMemoryError unless `needed` bytes of weights fit beside the reserve."""
-    if needed + RESERVE > host.available:
+def check_weights(needed: int, host: HostMemory, ranks: int = 1) -> None:
+    """InsufficientMemoryError unless `needed` bytes, for all ranks of the host, fit beside each rank's reserve."""
+    if needed + ranks * RESERVE > host.available:
         raise InsufficientMemoryError(
-            f"The model's weights need {gib(needed)} and {gib(RESERVE)} for working space, but only "
+            f"The model's weights need {gib(needed)} and {gib(ranks * RESERVE)} for working space, but only "
             f"{gib(host.available)} of this host's {gib(host.total)} memory is available; free memory, "
             f"or serve a smaller or quantized model."
         )
 
 
 def cache_size(
-    host: HostMemory, utilization: float, resident: int, one_sequence: int, most: int, requested: int | None
+    host: HostMemory,
+    utilization: float,
+    resident: int,
+    one_sequence: int,
+    most: int,
+    requested: int | None,
+    ranks: int = 1,
 ) -> int:
-    """Bytes for the KV cache.
+    """Bytes for the KV cache of one of `ranks` ranks on the host, each of which may take as much of it as the others.
 
     `resident` is what this process holds already, `one_sequence` the cache of one sequence of maximal length, `most`
     that of as many such sequences as can run at once. `requested` (--kv-cache-memory-bytes) wins; otherwise it is
     `utilization` of the host's memory less `resident`; at the default utilization DEFAULT_CACHE or one sequence.
     InsufficientMemoryError if that does not fit, or cannot hold one sequence.
     """
-    free = host.available - RESERVE
+    free = host.available // ranks - RESERVE
+    each = "" if ranks == 1 else f" to each of {ranks} ranks"
     if requested is not None:
         if requested > free:
             raise InsufficientMemoryError(
                 f"--kv-cache-memory-bytes (or VLLM_CPU_KVCACHE_SPACE) asks for {gib(requested)}, but only "
-                f"{gib(max(free, 0))} of this host's {gib(host.total)} memory is available; "
+                f"{gib(max(free, 0))} of this host's {gib(host.total)} memory is available{each}; "
                 f"ask for less or free memory."
             )
         return requested
-    size = min(int(utilization * host.total) - resident, free, most)
+    size = min(int(utilization * host.total / ranks) - resident, free, most)
     if utilization == DEFAULT_UTILIZATION:
-        size = min(size, max(DEFAULT_CACHE, one_sequence))
+        size = min(size, max(DEFAULT_CACHE // ranks, one_sequence))
     if size < one_sequence:
         raise InsufficientMemoryError(
             f"The KV cache of one sequence of --max-model-len tokens needs {gib(one_sequence)}, but only "
-            f"{gib(max(size, 0))} is left for it ({gib(host.available)} of {gib(host.total)} available, "
+            f"{gib(max(size, 0))} is left for it{each} ({gib(host.available)} of {gib(host.total)} available, "
             f"--gpu-memory-utilization {utilization}); lower --max-model-len or free memory."
         )
     return size

@@ -24,6 +24,9 @@ BLOCK_SIZE = 32  # tokens in a KV cache block, unless --block-size says otherwis
 # Read by vLLM's own CPU back end, not by ours.
 UNREAD = {"VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU", "VLLM_CPU_ATTN_SPLIT_KV"}
 
+# Set by vLLM for its own processes, though not in its list of variables.
+INTERNAL = {"VLLM_OMP_NUM_THREADS_SET_BY_VLLM"}
+
 os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # needs Triton
 
 
@@ -85,8 +88,9 @@ class MindSporePlatform(CpuPlatform):
         """As vLLM's, but our own variables are known."""
         from vllm import envs
 
+        known = {*envs.environment_variables, *runtime.ENVIRONMENT, *INTERNAL}
         for name in os.environ:
-            if name.startswith("VLLM_") and name not in envs.environment_variables and name not in runtime.ENVIRONMENT:
+            if name.startswith("VLLM_") and name not in known:
                 message = f"Unknown environment variable {name}; vLLM and vllm-ms-models do not read it."
                 if hard_fail:
                     raise ValueError(message)

@@ -1,6 +1,7 @@
 """The worker: one process (or the engine's own) that holds a model and runs its steps."""
 
 import gc
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
@@ -15,10 +16,12 @@ from vllm.v1.kv_cache_interface import KVCacheSpec
 from vllm.v1.worker.gpu_worker import Worker, init_worker_distributed_environment
 from vllm.v1.worker.worker_base import CompilationTimes
 
-from vllm_ms_models import memory, runtime
+from vllm_ms_models import cores, memory, runtime
 from vllm_ms_models.bridge.cache_memory import CacheMemory
 from vllm_ms_models.bridge.host import host_memory
 from vllm_ms_models.model_runner import MindSporeModelRunner
+
+logger = logging.getLogger("vllm.ms_models")
 
 
 def sequence_bytes(vllm_config: VllmConfig, specs: dict[str, KVCacheSpec]) -> tuple[int, int]:
@@ -36,6 +39,9 @@ class MindSporeWorker(Worker):
 
     def init_device(self) -> None:
         self.device = torch.device("cpu")
+        if (ranks := self.parallel_config.local_world_size) > 1:
+            cpus = cores.bind(self.local_rank, ranks)  # before any thread of the kernels starts
+            logger.info("Rank %d of %d runs on the CPUs %s.", self.rank, ranks, ", ".join(map(str, cpus)))
         runtime.start(str(self.model_config.dtype).removeprefix("torch."))
         gc.freeze()  # collections while loading need not visit all that was imported: they took a third of the load
         init_worker_distributed_environment(
@@ -62,6 +68,7 @@ class MindSporeWorker(Worker):
             block if fit_length else one_sequence + block,
             one_sequence * self.scheduler_config.max_num_seqs + block,
             self.cache_config.kv_cache_memory_bytes,
+            self.parallel_config.local_world_size,
         )
         self.available_kv_cache_memory_bytes = size
         return size

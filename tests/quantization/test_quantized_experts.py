@@ -103,14 +103,21 @@ def absorb(model: Quantized, rank: int) -> None:
             replace_module(model.model, name, Exact(of_floats(matrix, None)))
 
 
-@pytest.mark.parametrize(("family", "name"), CASES)
-def test_tokens_and_logprobs(family: str, name: str) -> None:
+def made(family: str, name: str) -> tuple[Quantized, Scheme]:
+    """A model of `family` in the scheme `name`."""
     scheme, floats = SCHEMES[name], IN_FLOATS.get(family, ()) if name in STATIC else ()
     if floats and scheme.config is not None:
         ignored = ["lm_head", *(f"re:.*{end}$" for end in floats), "re:.*mlp.gate$"]
         scheme = replace(scheme, config=dict(scheme.config) | {"ignore": ignored})
-    model = written(family, scheme, SEEDS.get((family, name), 0), floats, **FAMILIES[family])
-    absorb(model, FAMILIES[family].get("kv_lora_rank", 0))
+    sizes = FAMILIES.get(family, {})
+    model = written(family, scheme, SEEDS.get((family, name), 0), floats, **sizes)
+    absorb(model, sizes.get("kv_lora_rank", 0))
+    return model, scheme
+
+
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_tokens_and_logprobs(family: str, name: str) -> None:
+    model, scheme = made(family, name)
     options = {"additional_config": {"fp8": "int8"}} if name.endswith("as int8") else {}
     check(model, scheme, **options)
 

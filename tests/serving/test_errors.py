@@ -124,7 +124,14 @@ def test_broken_checkpoint(model: Path, case: str) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "--tensor-parallel-size": ({"tensor_parallel_size": 2}, r"--tensor-parallel-size 2 is not supported yet; use 1"),
+    "--tensor-parallel-size": (
+        {"tensor_parallel_size": 2, "distributed_executor_backend": "uni"},
+        r"--distributed-executor-backend uni has one process, which cannot be 2 ranks; use mp, or leave it out",
+    ),
+    "--tensor-parallel-size and heads": (
+        {"tensor_parallel_size": 3},
+        r"attention heads \(4\) must be divisible by tensor parallel",
+    ),
     "--pipeline-parallel-size": (
         {"pipeline_parallel_size": 2},
         r"Pipeline parallelism is not supported for this model",  # vLLM's own sentence comes first

@@ -35,3 +35,20 @@ def test_the_engine_ends_with_a_killed_server() -> None:
         front, engine = processes(server)
         front.kill()
         engine.wait(20)
+
+
+@pytest.mark.slow
+def test_two_ranks_answer_on_cpus_of_their_own_and_end_with_a_killed_server() -> None:
+    with serve(DEMO, "--served-model-name", "demo", "--max-model-len", "256", "--tensor-parallel-size", "2") as server:
+        front = psutil.Process(server.process.pid)
+        ranks = [child for child in front.children(recursive=True) if "Worker_TP" in child.cmdline()[0]]
+        cpus = [set(rank.cpu_affinity()) for rank in ranks]
+        assert len(cpus) == 2
+        assert len(front.cpu_affinity()) == 1 or not cpus[0] & cpus[1]
+        answer = server.client.chat.completions.create(
+            model="demo", messages=[{"role": "user", "content": "What is 12 + 7?"}], temperature=0
+        )
+        assert answer.choices[0].message.content == "19"
+        front.kill()
+        psutil.wait_procs(ranks, 20)
+        assert not any(rank.is_running() for rank in ranks)

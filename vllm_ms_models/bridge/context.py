@@ -3,6 +3,7 @@
 from vllm.config import ModelConfig, VllmConfig
 
 from vllm_ms_models.bridge.quantization import checkpoint_format
+from vllm_ms_models.bridge.ranks import tensor_parallel_group
 from vllm_ms_models.bridge.tensors import DTYPES
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.quantization.base import Quantization, Unquantized
@@ -14,5 +15,8 @@ def model_context(vllm_config: VllmConfig, model_config: ModelConfig) -> ModelCo
     format = checkpoint_format(vllm_config, model_config)
     quantization: Quantization = Unquantized() if format is None else FromCheckpoint(format)
     return ModelContext(
-        dtype=DTYPES[model_config.dtype], max_model_len=model_config.max_model_len, quantization=quantization
+        dtype=DTYPES[model_config.dtype],
+        max_model_len=model_config.max_model_len,
+        tensor_parallel=tensor_parallel_group(vllm_config.parallel_config),
+        quantization=quantization,
     )

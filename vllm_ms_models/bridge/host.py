@@ -1,8 +1,11 @@
-"""The memory of this host, or of the container it is seen from."""
+"""The memory of this host, or of its container, and what the ranks on it agree on. No MindSpore here."""
 
 from pathlib import Path
 
 import psutil
+import torch
+import torch.distributed as dist
+from vllm.distributed.parallel_state import get_tp_group
 from vllm.utils.cpu_resource_utils import get_cgroup_memory_limit, get_cgroup_memory_usage
 
 from vllm_ms_models.memory import HostMemory
@@ -30,3 +33,12 @@ def _file_cache() -> int:
             lines = dict(line.split() for line in path.read_text().splitlines())
             return int(lines.get("inactive_file", 0)) + int(lines.get("active_file", 0))
     return 0
+
+
+def over_all(value: int, operation: dist.ReduceOp.RedOpType) -> int:
+    """Of every rank's `value`; all ranks call it. The value itself without other ranks."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    shared = torch.tensor([value])
+    dist.all_reduce(shared, operation, get_tp_group().cpu_group)
+    return int(shared)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from vllm.config import ModelConfig
+from vllm.distributed.parallel_state import is_global_first_rank
 from vllm.model_executor.model_loader import BaseModelLoader
 from vllm.model_executor.model_loader.weight_utils import (
     download_weights_from_hf,
@@ -15,7 +17,7 @@ from vllm.model_executor.model_loader.weight_utils import (
 )
 
 from vllm_ms_models import memory
-from vllm_ms_models.bridge.host import host_memory
+from vllm_ms_models.bridge.host import host_memory, over_all
 from vllm_ms_models.bridge.model import CausalLMShell
 
 if TYPE_CHECKING:
@@ -64,7 +66,8 @@ class SafetensorsLoader(BaseModelLoader):
         if model_config.hf_text_config.tie_word_embeddings:
             ignored.append("lm_head.weight")
         folder = self._folder(model_config)
-        report = checkpoint.load(folder, slots, ignored=ignored, progress=self.load_config.use_tqdm_on_load)
+        progress = self.load_config.use_tqdm_on_load and is_global_first_rank()
+        report = checkpoint.load(folder, slots, ignored=ignored, progress=progress)
         model.finish_loading()
         logger.info("Read %d tensors, %.2f GiB, in %.1f s.", report.tensors, report.bytes_read / 2**30, report.seconds)
 
@@ -94,5 +97,9 @@ def _fitting_slots(model: CausalLMShell) -> list["Slot"]:
     """The model's slots, if there is memory for what they load (storage is allocated, but not touched before)."""
     slots = list(model.slots())
     needed = sum(prod(slot.part_shape) * (slot.itemsize or model.dtype.itemsize) for slot in slots)
-    memory.check_weights(needed, host_memory())
+    # All ranks are asked before any of them takes memory, so that they come to the same answer.
+    available = host_memory()
+    ranks = over_all(1, dist.ReduceOp.SUM)
+    least = over_all(available.available, dist.ReduceOp.MIN)
+    memory.check_weights(over_all(needed, dist.ReduceOp.SUM), memory.HostMemory(available.total, least), ranks)
     return slots

@@ -3,6 +3,7 @@
 vLLM only needs to let the checkpoint pass; what it says is read by `quantization/formats`.
 """
 
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,15 +73,27 @@ class CheckpointQuantization(QuantizationConfig):
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> None:
         return None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Spawned processes get it by the name of its method: the class of a format has no name in a module."""
+        return _made, (self.method, self.config)
+
+
+@functools.cache
+def _class_of(method: str) -> type[CheckpointQuantization]:
+    file = formats.DESCRIPTION_OF.get(method)
+    members = {"method": method, "filenames": [file] if file else []}
+    return type("CheckpointQuantization", (CheckpointQuantization,), members)
+
+
+def _made(method: str, config: Mapping[str, Any] | None) -> CheckpointQuantization:
+    return _class_of(method)(config)
+
 
 def register() -> None:
     """Make vLLM accept each format that is read here, whatever its own classes demand."""
     for method, names in NAMES.items():
-        file = formats.DESCRIPTION_OF.get(method)
-        members = {"method": method, "filenames": [file] if file else []}
-        config_class = type("CheckpointQuantization", (CheckpointQuantization,), members)
         for name in names:
-            register_quantization_config(name)(config_class)
+            register_quantization_config(name)(_class_of(method))
 
 
 def checkpoint_format(vllm_config: VllmConfig, model: ModelConfig | None = None) -> formats.Format | None:

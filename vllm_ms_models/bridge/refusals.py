@@ -21,11 +21,12 @@ def refusals(vllm_config: VllmConfig) -> Iterator[str]:
     yield from _loading(vllm_config)
     spec = vllm_config.speculative_config
     if spec is not None:
-        yield from speculation.refusals(spec)
+        yield from speculation.refusals(spec, vllm_config.parallel_config.tensor_parallel_size)
         yield from _model(vllm_config, spec.draft_model_config)
     for architecture in vllm_config.model_config.architectures:
         registry.check(architecture)
     yield from _model(vllm_config, vllm_config.model_config)
+    yield from _ranks(vllm_config)
     for flag, size in _sizes(vllm_config):
         if size > 1:
             yield f"{flag} {size} is not supported yet; use 1."
@@ -94,9 +95,17 @@ def _quantization(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
         yield "--quantization-config is not supported: the checkpoint alone says how it is quantized; leave it out."
 
 
+def _ranks(vllm_config: VllmConfig) -> Iterator[str]:
+    parallel = vllm_config.parallel_config
+    if parallel.tensor_parallel_size > 1 and parallel.distributed_executor_backend == "uni":
+        yield (
+            f"--distributed-executor-backend uni has one process, which cannot be "
+            f"{parallel.tensor_parallel_size} ranks; use mp, or leave it out."
+        )
+
+
 def _sizes(vllm_config: VllmConfig) -> Iterator[tuple[str, int]]:
     parallel = vllm_config.parallel_config
-    yield "--tensor-parallel-size", parallel.tensor_parallel_size
     yield "--pipeline-parallel-size", parallel.pipeline_parallel_size
     yield "--data-parallel-size", parallel.data_parallel_size
     yield "--decode-context-parallel-size", parallel.decode_context_parallel_size

@@ -12,7 +12,7 @@ from vllm_ms_models import registry
 METHODS = ("ngram", "draft_model", "mtp")
 
 
-def refusals(spec: SpeculativeConfig) -> Iterator[str]:
+def refusals(spec: SpeculativeConfig, ranks: int = 1) -> Iterator[str]:
     """One sentence for each thing that was asked for and cannot be served; the draft's own config is not looked at."""
     if spec.method not in METHODS:
         yield f"--speculative-config with the method {spec.method} is not supported; use one of {', '.join(METHODS)}."
@@ -32,6 +32,11 @@ def refusals(spec: SpeculativeConfig) -> Iterator[str]:
         yield (
             f"rejection_sample_method={spec.rejection_sample_method!r} in --speculative-config is not supported; "
             "'standard' is."
+        )
+    if spec.draft_tensor_parallel_size not in (None, ranks):
+        yield (
+            f"draft_tensor_parallel_size={spec.draft_tensor_parallel_size} in --speculative-config is not supported: "
+            f"the draft is split as the model is, over {ranks} ranks; leave it out."
         )
     for name, value in _options(spec):
         if value:

@@ -1,4 +1,4 @@
-"""The ranks that share one model's layers."""
+"""The ranks that share one model's layers, and what layers ask of them."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,12 @@ from mindspore import Tensor
 
 @dataclass(frozen=True)
 class Group:
-    """This process's place among `size` ranks. Collectives come with the parallel executors; one rank needs none."""
+    """This process's place among `size` ranks.
+
+    A collective is called by all ranks, in the same order and with equal shapes. This class does them for one rank,
+    where they change nothing; for several ranks, a subclass overrides them (bridge/ranks.py: vLLM's process groups).
+    All results are the same, to the bit, on every rank that gets them. `x` may be changed: only the result counts.
+    """
 
     rank: int = 0
     size: int = 1
@@ -23,12 +28,29 @@ class Group:
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of every rank's `x`, on every rank."""
-        if self.size == 1:
-            return x
-        raise NotImplementedError("Collectives over several ranks come with the parallel executors.")
+        return self._alone(x)
 
     def all_gather(self, x: Tensor) -> Tensor:
         """Every rank's `x` side by side along the last axis, on every rank."""
-        if self.size == 1:
-            return x
-        raise NotImplementedError("Collectives over several ranks come with the parallel executors.")
+        return self._alone(x)
+
+    def reduce_scatter(self, x: Tensor) -> Tensor:
+        """Of the sum of every rank's `x` `[size * n, ...]`, this rank's rows: `[n, ...]`."""
+        return self._alone(x)
+
+    def all_to_all(self, x: Tensor) -> Tensor:
+        """`x` is `[size * n, ...]`: its i-th n rows go to rank i; the result has those that come from rank i there."""
+        return self._alone(x)
+
+    def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
+        """The `x` of rank `source`, on every rank."""
+        return self._alone(x)
+
+    def barrier(self) -> None:
+        """Returns once every rank has called it."""
+        self._alone(None)
+
+    def _alone(self, x: Tensor | None) -> Tensor | None:
+        if self.size > 1:
+            raise NotImplementedError(f"A {type(self).__name__} of {self.size} ranks has no way from one to another.")
+        return x

@@ -94,4 +94,7 @@ class ParallelLMHead(Layer):
             return mint.empty((0, self.vocab_size), dtype=logits.dtype)
         if missing := self.stored - columns:
             logits = ops.pad(logits, (0, missing))
-        return self.group.all_gather(logits)[:, : self.vocab_size].contiguous()
+        gathered = self.group.all_gather(logits)
+        if gathered.shape[1] == self.vocab_size:
+            return gathered
+        return gathered[:, : self.vocab_size].contiguous()

@@ -144,15 +144,26 @@ class QKVParallelLinear(Linear):
 
 
 class RowParallelLinear(Linear):
-    """`[tokens, in_features / ranks]` -> `[tokens, out_features]`, summed over the ranks; rank 0 adds the bias."""
+    """`[tokens, in_features / ranks]` -> `[tokens, out_features]`, summed over the ranks; rank 0 adds the bias.
 
-    def __init__(self, name: str, in_features: int, out_features: int, context: ModelContext, bias: bool = False):
+    Without `reduce` it is not summed: for a caller that adds more to this rank's summand first.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        in_features: int,
+        out_features: int,
+        context: ModelContext,
+        bias: bool = False,
+        reduce: bool = True,
+    ):
         group = context.tensor_parallel
         size = group.share(in_features, f"The input size of {name}")
         columns = slice(group.rank * size, (group.rank + 1) * size)
         part = Part(name, (out_features, in_features), slice(0, out_features), columns)
         super().__init__([part], bias and group.rank == 0, context)
-        self.group = group
+        self.group = group if reduce else Group()
         self.foreign_bias = [f"{name}.bias"] if bias and group.rank > 0 else []
 
     def slots(self) -> Iterator[Slot]:

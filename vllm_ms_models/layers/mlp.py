@@ -8,7 +8,10 @@ from vllm_ms_models.layers.linear import GatedColumnParallelLinear, RowParallelL
 
 
 class GatedMLP(Layer):
-    """`down(activation(gate(x)) * up(x))`, `[tokens, hidden]` -> `[tokens, hidden]`."""
+    """`down(activation(gate(x)) * up(x))`, `[tokens, hidden]` -> `[tokens, hidden]`.
+
+    `reduce` is that of the RowParallelLinear at the end.
+    """
 
     def __init__(
         self,
@@ -18,11 +21,12 @@ class GatedMLP(Layer):
         hidden_act: str,
         context: ModelContext,
         bias: bool = False,
+        reduce: bool = True,
     ) -> None:
         super().__init__()
         names = f"{prefix}.gate_proj", f"{prefix}.up_proj"
         self.gate_up_proj = GatedColumnParallelLinear(names, hidden_size, intermediate_size, hidden_act, context, bias)
-        self.down_proj = RowParallelLinear(f"{prefix}.down_proj", intermediate_size, hidden_size, context, bias)
+        self.down_proj = RowParallelLinear(f"{prefix}.down_proj", intermediate_size, hidden_size, context, bias, reduce)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.down_proj(self.gate_up_proj(x))

@@ -125,7 +125,8 @@ class MoE(Layer):
         self.gate = Router(gate, hidden_size, num_experts, routing, context, correction_bias)
         self.shared = None
         if shared_size is not None:
-            self.shared = GatedMLP(f"{prefix}.{names.shared}", hidden_size, shared_size, hidden_act, context)
+            shared = f"{prefix}.{names.shared}"
+            self.shared = GatedMLP(shared, hidden_size, shared_size, hidden_act, context, reduce=False)
         size = self.group.share(intermediate_size, f"The intermediate size of the experts of {prefix}")
         columns = slice(self.group.rank * size, (self.group.rank + 1) * size)
         self.schemes: list[tuple[LinearScheme, LinearScheme]] = []
@@ -158,8 +159,7 @@ class MoE(Layer):
 
     def construct(self, x: Tensor) -> Tensor:
         ids, shares = self.gate(x)
-        # The sum over the ranks has the shared experts' result, which is the same on all of them, once.
-        shared = self.shared(x) if self.shared is not None and self.group.rank == 0 else None
+        shared = self.shared(x) if self.shared is not None else None  # this rank's summand, as of the routed ones
         first = self.owned.start
         routed = self.kernels.experts(x, self.gate_up, self.down, ids, shares, self.activation, shared, first)
         return self.group.all_reduce(routed)

@@ -1,0 +1,71 @@
+"""vLLM's process groups as the `Group` that layers talk to.
+
+gloo works on the tensors' own memory, which torch and MindSpore share; a sum of 16-bit floats is rounded once for each
+rank that is added.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mindspore import Tensor
+from vllm.config import ParallelConfig
+from vllm.distributed.parallel_state import get_tp_group
+
+from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
+from vllm_ms_models.distributed.group import Group
+
+
+@dataclass(frozen=True)
+class TorchGroup(Group):
+    """The ranks of a torch process group, of CPU tensors."""
+
+    process_group: Any = None
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        x, shared = _shared(x)
+        if shared.numel():
+            dist.all_reduce(shared, group=self.process_group)
+        return x
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        _, shared = _shared(x)
+        parts = shared.new_empty(self.size, *shared.shape)
+        if shared.numel():
+            dist.all_gather(list(parts.unbind()), shared, group=self.process_group)
+        return to_mindspore(torch.cat(list(parts.unbind()), -1))
+
+    def reduce_scatter(self, x: Tensor) -> Tensor:
+        summed = to_torch(self.all_reduce(x))
+        return to_mindspore(summed.chunk(self.size)[self.rank].clone())
+
+    def all_to_all(self, x: Tensor) -> Tensor:
+        _, shared = _shared(x)
+        received = torch.empty_like(shared)
+        if shared.numel():
+            dist.all_to_all_single(received, shared, group=self.process_group)
+        return to_mindspore(received)
+
+    def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
+        x, shared = _shared(x)
+        if shared.numel():
+            dist.broadcast(shared, group=self.process_group, group_src=source)
+        return x
+
+    def barrier(self) -> None:
+        dist.barrier(self.process_group)
+
+
+def _shared(x: Tensor) -> tuple[Tensor, torch.Tensor]:
+    """`x`, contiguous, and torch's tensor over the same memory."""
+    x = x if x.is_contiguous() else x.contiguous()
+    return x, to_torch(x)
+
+
+def tensor_parallel_group(config: ParallelConfig) -> Group:
+    """That of this process, once vLLM has set up its groups."""
+    if config.tensor_parallel_size == 1:
+        return Group()
+    group = get_tp_group()
+    return TorchGroup(group.rank_in_group, group.world_size, group.device_group)
