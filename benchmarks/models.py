@@ -149,11 +149,16 @@ SCHEMES: dict[str, list[str]] = {
     "w8a8-static": ["--scheme", "w8a8-static", "--calibration", str(DEMO_FOLDER / "calibration.jsonl")],
     "w4a16": ["--scheme", "w4a16"],
 }
-NAMES = [
-    name
-    for shape in CONFIGS
-    for name in (shape, *(f"{shape}-{scheme}" for scheme in SCHEMES if shape == DEMO or scheme != "w8a8-static"))
-]
+
+
+def _schemes(shape: str) -> list[str]:
+    """What `shape` is quantized to: `vllm-ms quantize` refuses experts, and only the demo can be calibrated."""
+    if "n_routed_experts" in CONFIGS[shape]:
+        return []
+    return [scheme for scheme in SCHEMES if shape == DEMO or scheme != "w8a8-static"]
+
+
+NAMES = [name for shape in CONFIGS for name in (shape, *(f"{shape}-{scheme}" for scheme in _schemes(shape)))]
 
 
 def split(name: str) -> tuple[str, str | None]:
