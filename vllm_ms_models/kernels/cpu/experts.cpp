@@ -6,8 +6,8 @@
 // which are rounded once at the end. A token's experts are added in ascending order, whatever else is in the batch.
 //
 // Work split. An expert with kSharedRows rows is multiplied by all threads together. Of experts with fewer, the threads
-// take slices of ~kSliceBytes of all their weights in turns: one row of 8 experts reads 16 matrices, and threads that
-// waited for each other after each would be idle for 5% of the time at 1 to 3 MB a matrix.
+// take slices of ~kSliceBytes of all their weights in turns: one row of 8 experts reads 16 matrices, and threads would
+// wait for each other after each.
 
 #include "kernels.h"
 #include "simd.h"

@@ -24,8 +24,7 @@
 // latency 4 to 6: any R x P >= 6 keeps them busy). With VW = 8 there are 16 registers and 4 x 1 panels: 8 accumulators,
 // two vectors of weights and their widened halves (6 x 1 fits float32, but spills with bf16: 47 against 87 GFLOP/s).
 // With VW = 4: 3 x 1. For one or two rows memory is the limit; there more panels at once hide the latency of the few
-// accumulators, and the lines ahead are requested: 1 KB of each of 8 panels, into L2 (a core has 24 misses under way
-// in L1, more in L2; memory that answers after 100 ns wants 50 to read 30 GB/s). Against 256 bytes into L1, one row of
+// accumulators, and the lines ahead are requested: 1 KB of each of 8 panels, into L2. Against 256 bytes into L1, one row of
 // 4-bit weights takes 0.87 times as long at 35 GB/s, and of 8-bit weights 0.82 at 60 GB/s.
 #pragma once
 
