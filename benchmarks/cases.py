@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.cost import Cost, Shape
-from benchmarks.cost_latent import LatentShape
+from benchmarks.cost import Cost, Decoder
 
 # The same for all engines of vLLM. 4096 and 2048 are its own defaults on a CPU, offline and serving.
 MAX_MODEL_LEN = 17408
@@ -34,7 +33,7 @@ class Case:
     def message(self) -> dict[str, Any]:
         return asdict(self)
 
-    def cost(self, shape: Shape | LatentShape, run: Mapping[str, Any]) -> Cost:
+    def cost(self, shape: Decoder, run: Mapping[str, Any]) -> Cost:
         """What the timed part of one run needs at least; `run` is a worker's answer."""
         if self.kind == "prefill":
             return shape.prefill(self.prompt)

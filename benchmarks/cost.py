@@ -5,6 +5,7 @@ out); a multiply-add counts as two operations, of int8 or of floats. All are low
 flatters.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,8 +54,33 @@ SCHEMES = {
 }
 
 
+class Decoder(ABC):
+    """What decoding and prefill cost, given the cost of a step."""
+
+    @property
+    @abstractmethod
+    def weight_bytes(self) -> float:
+        """Bytes of all weights with their scales."""
+
+    @abstractmethod
+    def _step(self, rows: int, sampled: int, cached: float, pairs: float) -> Cost:
+        """`rows` go through the layers, `sampled` of them through the head; `cached` positions are read.
+
+        `pairs` of a query and a key are multiplied in each layer.
+        """
+
+    def decode_step(self, contexts: Sequence[float]) -> Cost:
+        """One token for each sequence, attending to `contexts` positions (its own one among them)."""
+        batch, total = len(contexts), sum(contexts)
+        return self._step(batch, batch, total - batch, total)
+
+    def prefill(self, prompt: int) -> Cost:
+        """A prompt of `prompt` tokens from nothing, up to its first token: causal attention, one sampled row."""
+        return self._step(prompt, 1, 0, prompt * (prompt + 1) / 2)
+
+
 @dataclass(frozen=True)
-class Shape:
+class Shape(Decoder):
     """The sizes that matter of a dense decoder with gated MLP and grouped-query attention."""
 
     layers: int
@@ -138,7 +164,6 @@ class Shape:
         return 4.0 * pairs * self.heads * self.head_dim * self.layers
 
     def _step(self, rows: int, sampled: int, cached: float, pairs: float) -> Cost:
-        """`rows` go through the layers, `sampled` of them through the head; `cached` positions are read."""
         own_rows = 0 if self.tied else rows * self.hidden  # of the embedding
         read = self.layer_bytes + self.head_bytes + WIDTH * (self.vectors + own_rows) + cached * self.kv_bytes_per_token
         flops, int8_ops = self._attention_flops(pairs), 0.0
@@ -151,12 +176,3 @@ class Shape:
             else:
                 flops += 2.0 * count * parameters
         return Cost(read, flops, int8_ops)
-
-    def decode_step(self, contexts: Sequence[float]) -> Cost:
-        """One token for each sequence, attending to `contexts` positions (its own one among them)."""
-        batch, total = len(contexts), sum(contexts)
-        return self._step(batch, batch, total - batch, total)
-
-    def prefill(self, prompt: int) -> Cost:
-        """A prompt of `prompt` tokens from nothing, up to its first token: causal attention, one sampled row."""
-        return self._step(prompt, 1, 0, prompt * (prompt + 1) / 2)

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.cost import FLOATS, SCHEMES, WIDTH, Cost, Storage
+from benchmarks.cost import FLOATS, SCHEMES, WIDTH, Cost, Decoder, Storage
 
 
 @dataclass(frozen=True)
-class LatentShape:
+class LatentShape(Decoder):
     """The sizes that matter, taken from a config.json by its names.
 
     Experts are counted as if tokens chose them independently and evenly, which is exact for one token.
@@ -91,7 +91,7 @@ class LatentShape:
         return self._weights(self.config["n_routed_experts"]) + WIDTH * self.head
 
     def _step(self, rows: int, sampled: int, cached: float, pairs: float) -> Cost:
-        """As `Shape._step`. Keys and values are counted as if expanded for nothing beyond each token's own."""
+        # Keys and values are counted as if expanded for nothing beyond each token's own.
         c = self.config
         top_k, total = c["num_experts_per_tok"], c["n_routed_experts"]
         chosen = total * (1 - (1 - top_k / total) ** rows)
@@ -107,15 +107,6 @@ class LatentShape:
             else:
                 flops += 2.0 * work
         return Cost(read, flops, int8_ops)
-
-    def decode_step(self, contexts: Sequence[float]) -> Cost:
-        """As `Shape.decode_step`."""
-        batch, total = len(contexts), sum(contexts)
-        return self._step(batch, batch, total - batch, total)
-
-    def prefill(self, prompt: int) -> Cost:
-        """As `Shape.prefill`."""
-        return self._step(prompt, 1, 0, prompt * (prompt + 1) / 2)
 
 
 def _parameters(matrices: Sequence[tuple[int, int]]) -> int:

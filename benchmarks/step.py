@@ -54,10 +54,8 @@ def given_bytes(name: str, arguments: tuple[Any, ...]) -> int:
         return sum(weight_bytes(weights[expert]) for weights in arguments[1:3] for expert in chosen)
     if name in ("paged_attention", "mla_attention", "mla_prefill"):
         cache, sequences = arguments[1], arguments[2]
-        blocks, position = cache.shape[0], 1 if name == "paged_attention" else cache.shape[1]
-        rows = int(sequences.seq_lens.asnumpy().sum())
-        size = cache.shape[3] if position == 1 else position
-        return rows * int(cache.nbytes) // (blocks * size)
+        positions = cache.shape[0] * cache.shape[3 if name == "paged_attention" else 1]
+        return int(sequences.seq_lens.asnumpy().sum()) * int(cache.nbytes) // positions
     return 0
 
 

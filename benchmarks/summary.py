@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks import cases
 from benchmarks.cases import Case
-from benchmarks.cost import Cost, Shape
+from benchmarks.cost import Cost, Decoder, Shape
 from benchmarks.cost_latent import LatentShape
 from benchmarks.models import CONFIGS, split
 from benchmarks.peers import OURS
@@ -56,7 +56,7 @@ class Row:
         return (max if self.higher_is_better else min)(found)[1]
 
 
-def shape_of(model: str) -> Shape | LatentShape:
+def shape_of(model: str) -> Decoder:
     shape, scheme = split(model)
     kind = LatentShape if "kv_lora_rank" in CONFIGS[shape] else Shape
     return kind.of(CONFIGS[shape], scheme)

@@ -107,12 +107,6 @@ class PagedSequences:
     def num_sequences(self) -> int:
         return self.seq_lens.shape[0]
 
-    def first_with(self, tokens: int) -> int:
-        """The number of the first sequence with `tokens` rows or more; `num_sequences` if there is none."""
-        if self.max_query_len < tokens:
-            return self.num_sequences
-        return int(np.argmax(np.diff(self.query_start.asnumpy()) >= tokens))
-
     def part(self, begin: int, end: int) -> "PagedSequences":
         """Sequences `begin` up to `end`; their rows are counted from the first one's."""
         starts, lengths = self.query_start.asnumpy()[begin : end + 1], self.seq_lens.asnumpy()[begin:end]

@@ -1,11 +1,14 @@
 """The batch of one step, as models see it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 from mindspore import Tensor
 
 from vllm_ms_models.kernels import PagedSequences
+
+Split = tuple[PagedSequences | None, PagedSequences | None, int]
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,27 @@ class CacheView:
 
     sequences: PagedSequences
     slots: Tensor  # int64 [tokens]: where each token's key and value are stored
+    _splits: dict[int, Split] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def split(self, tokens: int) -> Split:
+        """Sequences before the first with `tokens` rows or more, the others, and where the rows of those begin.
+
+        None for either if it would be empty. Worked out once a step, whichever number of layers asks.
+        """
+        if tokens not in self._splits:
+            self._splits[tokens] = self._split(tokens)
+        return self._splits[tokens]
+
+    def _split(self, tokens: int) -> Split:
+        sequences = self.sequences
+        if sequences.max_query_len < tokens:
+            return sequences, None, 0
+        starts = sequences.query_start.asnumpy()
+        first = int(np.argmax(np.diff(starts) >= tokens))
+        if first == 0:
+            return None, sequences, 0
+        rest = sequences.part(first, sequences.num_sequences)
+        return sequences.part(0, first), rest, int(starts[first])
 
 
 @dataclass(frozen=True)

@@ -122,15 +122,14 @@ class LatentAttention(Layer):
         """Of `[tokens, heads * (nope + rope)]` queries, latents and rotated keys: `[tokens, heads * value]`."""
         view = batch.caches[self.name]
         self.kernels.write_latent(latent, key, self.cache, view.slots)
-        sequences = view.sequences
-        count, first = sequences.num_sequences, sequences.first_with(EXPAND_FROM)
-        if first == count or not self.expands:
-            return self._absorbed(query, sequences)
-        if first == 0:
-            return self._expanded(query, sequences)
-        rows = int(sequences.query_start[first])
-        absorbed = self._absorbed(query[:rows], sequences.part(0, first))
-        return mint.cat((absorbed, self._expanded(query[rows:], sequences.part(first, count))))
+        if not self.expands:
+            return self._absorbed(query, view.sequences)
+        few, many, rows = view.split(EXPAND_FROM)
+        if few is None:
+            return self._expanded(query, view.sequences)
+        if many is None:
+            return self._absorbed(query, few)
+        return mint.cat((self._absorbed(query[:rows], few), self._expanded(query[rows:], many)))
 
     def _absorbed(self, query: Tensor, sequences: PagedSequences) -> Tensor:
         heads = self.heads
