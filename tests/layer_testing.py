@@ -45,8 +45,10 @@ def back_end(request: pytest.FixtureRequest) -> Iterator[kernels.Kernels]:
     kernels._active = before
 
 
-def context(dtype: torch.dtype = torch.float32, group: Group | None = None, max_model_len: int = 128) -> ModelContext:
-    return ModelContext(DTYPES[dtype], max_model_len, group or Group())
+def context(
+    dtype: torch.dtype = torch.float32, group: Group | None = None, max_model_len: int = 128, **options: Any
+) -> ModelContext:
+    return ModelContext(DTYPES[dtype], max_model_len, group or Group(), **options)
 
 
 def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -54,6 +54,7 @@ class MindSporePlatform(CpuPlatform):
             return
         runtime.require_mindspore()
         runtime.device()
+        from vllm_ms_models.bridge.host import RANKS_VARIABLE
         from vllm_ms_models.bridge.refusals import refusals
 
         for problem in refusals(vllm_config):
@@ -62,7 +63,8 @@ class MindSporePlatform(CpuPlatform):
         for name in UNREAD.intersection(os.environ):
             logger.warning("%s has no effect here; OMP_NUM_THREADS and taskset choose threads and CPUs.", name)
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = processes.start_method()
-        os.environ["LOCAL_WORLD_SIZE"] = str(vllm_config.parallel_config.tensor_parallel_size)
+        parallel = vllm_config.parallel_config
+        os.environ[RANKS_VARIABLE] = str(parallel.data_parallel_size_local * parallel.local_world_size)
 
     @classmethod
     def update_block_size_for_backend(cls, vllm_config: "VllmConfig") -> None:

@@ -17,8 +17,9 @@ from vllm.v1.worker.gpu_worker import Worker, init_worker_distributed_environmen
 from vllm.v1.worker.worker_base import CompilationTimes
 
 from vllm_ms_models import cores, memory, runtime
+from vllm_ms_models.bridge.agreement import check_software
 from vllm_ms_models.bridge.cache_memory import CacheMemory
-from vllm_ms_models.bridge.host import host_memory
+from vllm_ms_models.bridge.host import host_memory, place
 from vllm_ms_models.model_runner import MindSporeModelRunner
 
 logger = logging.getLogger("vllm.ms_models")
@@ -39,14 +40,16 @@ class MindSporeWorker(Worker):
 
     def init_device(self) -> None:
         self.device = torch.device("cpu")
-        if (ranks := self.parallel_config.local_world_size) > 1:
-            cpus = cores.bind(self.local_rank, ranks)  # before any thread of the kernels starts
-            logger.info("Rank %d of %d runs on the CPUs %s.", self.rank, ranks, ", ".join(map(str, cpus)))
-        runtime.start(str(self.model_config.dtype).removeprefix("torch."))
-        gc.freeze()  # collections while loading need not visit all that was imported: they took a third of the load
         init_worker_distributed_environment(
             self.vllm_config, self.rank, self.distributed_init_method, self.local_rank, current_platform.dist_backend
         )
+        check_software(self.vllm_config)
+        number, self.ranks_here = place(self.parallel_config)
+        if self.ranks_here > 1:
+            cpus = cores.bind(number, self.ranks_here)  # before any thread of the kernels starts
+            logger.info("Rank %d of %d here runs on the CPUs %s.", number, self.ranks_here, ", ".join(map(str, cpus)))
+        runtime.start(str(self.model_config.dtype).removeprefix("torch."))
+        gc.freeze()  # collections while loading need not visit all that was imported: they took a third of the load
         set_random_seed(self.model_config.seed)
         self._init_workspace_and_model_runner()
 
@@ -68,7 +71,7 @@ class MindSporeWorker(Worker):
             block if fit_length else one_sequence + block,
             one_sequence * self.scheduler_config.max_num_seqs + block,
             self.cache_config.kv_cache_memory_bytes,
-            self.parallel_config.local_world_size,
+            self.ranks_here,
         )
         self.available_kv_cache_memory_bytes = size
         return size

@@ -216,22 +216,22 @@ def test_heads_of_the_ranks(seed, dtype, tokens, inputs, kv_heads_and_ranks, gro
     [
         (
             lambda given: ColumnParallelLinear("model.proj", 8, 9, given),
-            "The output size of model.proj (9) is not divisible by the tensor parallel size 4; "
+            "The output size of model.proj (9) is not divisible by the number of ranks that share it, 4; "
             "choose a --tensor-parallel-size that divides it.",
         ),
         (
             lambda given: RowParallelLinear("model.proj", 10, 8, given),
-            "The input size of model.proj (10) is not divisible by the tensor parallel size 4; "
+            "The input size of model.proj (10) is not divisible by the number of ranks that share it, 4; "
             "choose a --tensor-parallel-size that divides it.",
         ),
         (
             lambda given: QKVParallelLinear(QKV, 8, 6, 2, 4, given),
-            "The number of heads of q_proj (6) is not divisible by the tensor parallel size 4; "
+            "The number of heads of q_proj (6) is not divisible by the number of ranks that share it, 4; "
             "choose a --tensor-parallel-size that divides it.",
         ),
         (
             lambda given: QKVParallelLinear(QKV, 8, 12, 6, 4, given),
-            "The number of KV heads of k_proj (6) is not divisible by the tensor parallel size 4; "
+            "The number of KV heads of k_proj (6) is not divisible by the number of ranks that share it, 4; "
             "choose a --tensor-parallel-size that divides it.",
         ),
         (

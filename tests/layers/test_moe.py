@@ -124,12 +124,25 @@ def test_moe_split_over_ranks(case: str) -> None:
         assert_close(got, want, torch.full_like(want, 2e-5), torch.float32)
 
 
-def test_experts_of_several_owners_add_up() -> None:
-    weights, x = checkpoint("softmax"), normal(7, 9, HIDDEN)
-    want = expected(x, weights, *CASES["softmax"][1:5])
-    owners = [slice(0, 3), slice(3, 4), slice(4, None)]
-    parts = [call(filled(made("softmax", context(), owned=owned), weights), x) for owned in owners]
-    assert_close(sum(parts), want, torch.full_like(want, 4e-5), torch.float32)
+@pytest.mark.parametrize("case", ["softmax", "with shared experts"])
+def test_experts_divided_among_ranks(case: str) -> None:
+    """Expert parallelism: whole experts, of which each of three ranks has two or three."""
+    weights, x = checkpoint(case), normal(7, 9, HIDDEN)
+    want = expected(x, weights, *CASES[case][1:5])
+
+    def run(group: Group) -> torch.Tensor:
+        cell = filled(made(case, context(group=group, expert_parallel=True)), weights)
+        assert len(cell.gate_up) == len(cell.owned) in (2, 3)
+        result: torch.Tensor = call(cell, x)
+        return result
+
+    for got in on_ranks(3, run):
+        assert_close(got, want, torch.full_like(want, 4e-5), torch.float32)
+
+
+def test_fewer_experts_than_ranks() -> None:
+    with pytest.raises(ValueError, match="The 8 experts of moe are fewer than the 9 ranks"):
+        made("softmax", context(group=Group(0, 9), expert_parallel=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -2,6 +2,7 @@
 
 from vllm.config import ModelConfig, VllmConfig
 
+from vllm_ms_models.bridge.data_parallel import data_parallel_ranks
 from vllm_ms_models.bridge.quantization import checkpoint_format
 from vllm_ms_models.bridge.ranks import tensor_parallel_group
 from vllm_ms_models.bridge.tensors import DTYPES
@@ -19,4 +20,6 @@ def model_context(vllm_config: VllmConfig, model_config: ModelConfig) -> ModelCo
         max_model_len=model_config.max_model_len,
         tensor_parallel=tensor_parallel_group(vllm_config.parallel_config),
         quantization=quantization,
+        data_parallel=data_parallel_ranks(vllm_config),
+        expert_parallel=vllm_config.parallel_config.enable_expert_parallel,
     )

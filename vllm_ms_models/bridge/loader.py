@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from vllm.config import ModelConfig
 from vllm.distributed.parallel_state import is_global_first_rank
 from vllm.model_executor.model_loader import BaseModelLoader
@@ -17,7 +16,8 @@ from vllm.model_executor.model_loader.weight_utils import (
 )
 
 from vllm_ms_models import memory
-from vllm_ms_models.bridge.host import host_memory, over_all
+from vllm_ms_models.bridge.agreement import check_ranks
+from vllm_ms_models.bridge.host import host_memory, over_host
 from vllm_ms_models.bridge.model import CausalLMShell
 
 if TYPE_CHECKING:
@@ -65,9 +65,10 @@ class SafetensorsLoader(BaseModelLoader):
         ignored = [*COMPUTED, *getattr(model.cell, "ignored", ())]
         if model_config.hf_text_config.tie_word_embeddings:
             ignored.append("lm_head.weight")
-        folder = self._folder(model_config)
+        weights = checkpoint.open_checkpoint(self._folder(model_config))
+        check_ranks({"weights": checkpoint.fingerprint(weights)}, "copy the same model to all hosts.")
         progress = self.load_config.use_tqdm_on_load and is_global_first_rank()
-        report = checkpoint.load(folder, slots, ignored=ignored, progress=progress)
+        report = checkpoint.load(weights, slots, ignored=ignored, progress=progress)
         model.finish_loading()
         logger.info("Read %d tensors, %.2f GiB, in %.1f s.", report.tensors, report.bytes_read / 2**30, report.seconds)
 
@@ -98,8 +99,10 @@ def _fitting_slots(model: CausalLMShell) -> list["Slot"]:
     slots = list(model.slots())
     needed = sum(prod(slot.part_shape) * (slot.itemsize or model.dtype.itemsize) for slot in slots)
     # All ranks are asked before any of them takes memory, so that they come to the same answer.
-    available = host_memory()
-    ranks = over_all(1, dist.ReduceOp.SUM)
-    least = over_all(available.available, dist.ReduceOp.MIN)
-    memory.check_weights(over_all(needed, dist.ReduceOp.SUM), memory.HostMemory(available.total, least), ranks)
+    memory.check_weights(sum(over_host(needed)), _memory_of_all(), len(over_host(1)))
     return slots
+
+
+def _memory_of_all() -> memory.HostMemory:
+    host = host_memory()
+    return memory.HostMemory(host.total, min(over_host(host.available)))

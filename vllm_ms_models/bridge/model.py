@@ -79,16 +79,23 @@ class CausalLMShell(torch.nn.Module):
         intermediate_tensors: Any = None,
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states `[tokens, hidden]`; zeros in vLLM's profiling runs, which have no cache to attend to."""
+        """Hidden states `[tokens, hidden]`; zeros in runs without a cache to attend to, when this rank is idle."""
         from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
         from vllm_ms_models.layers.batch import Batch
 
         caches = get_forward_context().attn_metadata
         if caches is None:
+            self._idle(positions.shape[-1])
             return torch.zeros(positions.shape[-1], self.hidden_size, dtype=self.dtype)
         ids = to_mindspore(input_ids) if inputs_embeds is None else None
         embeds = None if inputs_embeds is None else to_mindspore(inputs_embeds)
         return to_torch(self.cell(ids, Batch(to_mindspore(positions), caches), embeds))
+
+    def _idle(self, tokens: int) -> None:
+        """Serve other data-parallel ranks."""
+        for _, cell in self.cell.cells_and_names():
+            if hasattr(cell, "idle"):
+                cell.idle(tokens)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         from vllm_ms_models.bridge.tensors import to_torch

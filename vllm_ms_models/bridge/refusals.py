@@ -107,7 +107,6 @@ def _ranks(vllm_config: VllmConfig) -> Iterator[str]:
 def _sizes(vllm_config: VllmConfig) -> Iterator[tuple[str, int]]:
     parallel = vllm_config.parallel_config
     yield "--pipeline-parallel-size", parallel.pipeline_parallel_size
-    yield "--data-parallel-size", parallel.data_parallel_size
     yield "--decode-context-parallel-size", parallel.decode_context_parallel_size
     yield "--prefill-context-parallel-size", parallel.prefill_context_parallel_size
     yield "--nnodes", parallel.nnodes
@@ -129,7 +128,11 @@ def _flags(vllm_config: VllmConfig) -> Iterator[tuple[str, Any]]:
     yield "--model-class-overrides", model.model_class_overrides
     yield "--enable-dbo", parallel.enable_dbo
     yield "--enable-eplb", parallel.enable_eplb
-    yield "--enable-expert-parallel", parallel.enable_expert_parallel
+    yield f"--data-parallel-backend {parallel.data_parallel_backend}", parallel.data_parallel_backend != "mp"
+    yield "--enable-elastic-ep", parallel.enable_elastic_ep
+    yield f"--all2all-backend {parallel.all2all_backend}", parallel.all2all_backend != "allgather_reducescatter"
+    placement = parallel.expert_placement_strategy
+    yield f"--expert-placement-strategy {placement}", placement != "linear"
     yield f"--distributed-executor-backend {executor}", executor not in (None, "mp", "uni")
     yield f"--worker-cls {parallel.worker_cls}", parallel.worker_cls not in ("auto", WORKER)
     yield "--attention-backend", vllm_config.attention_config.backend

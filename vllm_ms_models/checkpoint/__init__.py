@@ -1,6 +1,7 @@
 """Model folders on disk: finding and checking their weights, and streaming them into a model's slots."""
 
 from vllm_ms_models.checkpoint.errors import CheckpointError
+from vllm_ms_models.checkpoint.fingerprint import fingerprint
 from vllm_ms_models.checkpoint.header import TensorInfo
 from vllm_ms_models.checkpoint.index import Checkpoint, list_tensors, open_checkpoint
 from vllm_ms_models.checkpoint.loader import LoadReport, check, load
@@ -14,6 +15,7 @@ __all__ = [
     "Slot",
     "TensorInfo",
     "check",
+    "fingerprint",
     "list_tensors",
     "load",
     "open_checkpoint",

@@ -21,7 +21,7 @@ class Group:
         """`total / size`; ValueError when it does not divide."""
         if total % self.size:
             raise ValueError(
-                f"{what} ({total}) is not divisible by the tensor parallel size {self.size}; "
+                f"{what} ({total}) is not divisible by the number of ranks that share it, {self.size}; "
                 f"choose a --tensor-parallel-size that divides it."
             )
         return total // self.size

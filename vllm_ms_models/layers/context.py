@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import mindspore as ms
 
 from vllm_ms_models.distributed.group import Group
+from vllm_ms_models.distributed.rows import DataParallel
 from vllm_ms_models.quantization.base import Quantization, Unquantized
 
 
@@ -13,10 +14,14 @@ class ModelContext:
     """Handed to every layer's constructor.
 
     `dtype` is that of activations, of unquantized weights and of the KV cache; `max_model_len` the longest sequence
-    (tokens) to be served; `tensor_parallel` the ranks among which heads, columns and vocabulary are split.
+    (tokens) to be served; `tensor_parallel` the ranks among which heads, columns and vocabulary are split;
+    `data_parallel` those that have tokens of their own. Both together share the experts: each has some of them
+    (`expert_parallel`), or a part of every one.
     """
 
     dtype: ms.Type
     max_model_len: int
     tensor_parallel: Group = field(default_factory=Group)
     quantization: Quantization = field(default_factory=Unquantized)
+    data_parallel: DataParallel = field(default_factory=DataParallel)
+    expert_parallel: bool = False

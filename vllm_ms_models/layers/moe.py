@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, mint
 
 from vllm_ms_models import kernels
 from vllm_ms_models.checkpoint.slots import Slot
@@ -96,9 +96,9 @@ class MoE(Layer):
     """`[tokens, hidden]` -> `[tokens, hidden]`: each token's experts by their shares, plus the shared experts.
 
     An expert is a `GatedMLP` of `intermediate_size`; `shared_size` is the intermediate size of the shared experts, one
-    `GatedMLP` that all tokens pass. `owned` are the experts of this rank (None: all); the sum over the ranks then needs
-    each expert to be owned once. Experts can be quantized in every way that needs nothing but a kernel's weight;
-    CheckpointError, after loading, for the others.
+    `GatedMLP` that all tokens pass. The tensor- and data-parallel ranks share the experts (`ModelContext`): the tokens
+    of all data-parallel ranks go to all of them. Experts can be quantized in every way that needs nothing but a
+    kernel's weight; CheckpointError, after loading, for the others.
     """
 
     def __init__(
@@ -113,22 +113,20 @@ class MoE(Layer):
         shared_size: int | None = None,
         correction_bias: bool = False,
         names: ExpertNames | None = None,
-        owned: slice | None = None,
     ) -> None:
         super().__init__()
         names = names or ExpertNames()
         self.kernels = kernels.get()
-        self.group = context.tensor_parallel
+        self.tensor_parallel, self.data_parallel = context.tensor_parallel, context.data_parallel
         self.activation = gated_activation(hidden_act)
-        self.owned = range(num_experts)[owned or slice(None)]
+        self.owned, columns = _share(num_experts, intermediate_size, context, prefix)
+        self.hidden_size, self.dtype = hidden_size, context.dtype
         gate = f"{prefix}.{names.gate}"
         self.gate = Router(gate, hidden_size, num_experts, routing, context, correction_bias)
         self.shared = None
         if shared_size is not None:
             shared = f"{prefix}.{names.shared}"
             self.shared = GatedMLP(shared, hidden_size, shared_size, hidden_act, context, reduce=False)
-        size = self.group.share(intermediate_size, f"The intermediate size of the experts of {prefix}")
-        columns = slice(self.group.rank * size, (self.group.rank + 1) * size)
         self.schemes: list[tuple[LinearScheme, LinearScheme]] = []
         for expert in range(num_experts):
             name, foreign = f"{prefix}.{names.experts}.{expert}", expert not in self.owned
@@ -158,8 +156,42 @@ class MoE(Layer):
         self.down = [down.kernel_weight() for _, down in self.schemes]
 
     def construct(self, x: Tensor) -> Tensor:
-        ids, shares = self.gate(x)
-        shared = self.shared(x) if self.shared is not None else None  # this rank's summand, as of the routed ones
-        first = self.owned.start
-        routed = self.kernels.experts(x, self.gate_up, self.down, ids, shares, self.activation, shared, first)
-        return self.group.all_reduce(routed)
+        # Summands of this rank, as of the routed experts; of its own tokens, and not of everyone's.
+        shared = self.shared(x) if self.shared is not None else None
+        alone = self.data_parallel.size == 1
+        everyone = self.data_parallel.gather(x)
+        ids, shares = self.gate(everyone)
+        routed = self.kernels.experts(
+            everyone,
+            self.gate_up,
+            self.down,
+            ids,
+            shares,
+            self.activation,
+            shared if alone else None,
+            self.owned.start,
+        )
+        routed = self.data_parallel.sum_of_own(routed)
+        if shared is not None and not alone:
+            routed = routed + shared
+        return self.tensor_parallel.all_reduce(routed)
+
+    def idle(self, tokens: int) -> None:
+        """Serve the other data-parallel ranks in a step in which this one has nothing but `tokens` rows of zeros."""
+        if self.data_parallel.size > 1:
+            self.construct(mint.zeros((tokens, self.hidden_size), dtype=self.dtype))
+
+
+def _share(experts: int, features: int, context: ModelContext, prefix: str) -> tuple[range, slice]:
+    """The experts of this rank, and which of their intermediate features it has."""
+    tensor, data = context.tensor_parallel, context.data_parallel.group
+    group = Group(data.rank * tensor.size + tensor.rank, data.size * tensor.size)
+    if not context.expert_parallel:
+        size = group.share(features, f"The intermediate size of the experts of {prefix}")
+        return range(experts), slice(group.rank * size, (group.rank + 1) * size)
+    if experts < group.size:
+        raise ValueError(
+            f"The {experts} experts of {prefix} are fewer than the {group.size} ranks that --enable-expert-parallel "
+            "divides them among; use fewer ranks, or leave it out."
+        )
+    return range(group.rank * experts // group.size, (group.rank + 1) * experts // group.size), slice(0, features)

@@ -1,0 +1,51 @@
+"""Ranks that have tokens of their own and share what is done for the tokens of all: data parallelism of experts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from mindspore import Tensor, mint, ops
+
+from vllm_ms_models.distributed.group import Group
+
+
+@dataclass(frozen=True)
+class DataParallel:
+    """The ranks of `group` in a step to which rank i brings `counts()[i]` rows, one for each of its tokens."""
+
+    group: Group = field(default_factory=Group)
+    counts: Callable[[], Sequence[int]] | None = None
+
+    @property
+    def size(self) -> int:
+        return self.group.size
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The rows `[counts[rank], n]` of every rank one after another, `[sum of counts, n]`, on every rank."""
+        if self.size == 1:
+            return x
+        counts, n = self._counts(), x.shape[1]
+        most = max(counts)
+        everyone = self.group.all_gather(_padded(x, most).reshape(1, most * n)).reshape(self.size * most, n)
+        if min(counts) == most:
+            return everyone
+        return mint.cat([everyone[i * most : i * most + count] for i, count in enumerate(counts)])
+
+    def sum_of_own(self, x: Tensor) -> Tensor:
+        """Of the sum of every rank's `x` `[sum of counts, n]`, the rows of this rank's tokens `[counts[rank], n]`."""
+        if self.size == 1:
+            return x
+        counts = self._counts()
+        most, own = max(counts), counts[self.group.rank]
+        if min(counts) < most:
+            x = mint.cat([_padded(part, most) for part in mint.split(x, list(counts))])
+        return self.group.reduce_scatter(x)[:own].contiguous()
+
+    def _counts(self) -> Sequence[int]:
+        assert self.counts is not None
+        return self.counts()
+
+
+def _padded(x: Tensor, rows: int) -> Tensor:
+    """`x` with rows of zeros after its own."""
+    missing = rows - x.shape[0]
+    return ops.pad(x, (0, 0, 0, missing)) if missing else x.contiguous()
