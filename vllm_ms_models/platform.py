@@ -62,7 +62,7 @@ class MindSporePlatform(CpuPlatform):
         for name in UNREAD.intersection(os.environ):
             logger.warning("%s has no effect here; OMP_NUM_THREADS and taskset choose threads and CPUs.", name)
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = processes.start_method()
-        os.environ["LOCAL_WORLD_SIZE"] = str(vllm_config.parallel_config.tensor_parallel_size)
+        os.environ["LOCAL_WORLD_SIZE"] = str(vllm_config.parallel_config.local_world_size)
 
     @classmethod
     def update_block_size_for_backend(cls, vllm_config: "VllmConfig") -> None:

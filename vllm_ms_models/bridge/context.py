@@ -3,7 +3,7 @@
 from vllm.config import ModelConfig, VllmConfig
 
 from vllm_ms_models.bridge.quantization import checkpoint_format
-from vllm_ms_models.bridge.ranks import tensor_parallel_group
+from vllm_ms_models.bridge.ranks import pipeline_stage, tensor_parallel_group
 from vllm_ms_models.bridge.tensors import DTYPES
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.quantization.base import Quantization, Unquantized
@@ -19,4 +19,5 @@ def model_context(vllm_config: VllmConfig, model_config: ModelConfig) -> ModelCo
         max_model_len=model_config.max_model_len,
         tensor_parallel=tensor_parallel_group(vllm_config.parallel_config),
         quantization=quantization,
+        pipeline=pipeline_stage(vllm_config.parallel_config, model_config.hf_text_config.num_hidden_layers),
     )

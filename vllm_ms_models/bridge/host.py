@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import torch
 import torch.distributed as dist
-from vllm.distributed.parallel_state import get_tp_group
+from vllm.distributed.parallel_state import get_world_group
 from vllm.utils.cpu_resource_utils import get_cgroup_memory_limit, get_cgroup_memory_usage
 
 from vllm_ms_models.memory import HostMemory
@@ -40,5 +40,5 @@ def over_all(value: int, operation: dist.ReduceOp.RedOpType) -> int:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     shared = torch.tensor([value])
-    dist.all_reduce(shared, operation, get_tp_group().cpu_group)
+    dist.all_reduce(shared, operation, get_world_group().cpu_group)
     return int(shared)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import mindspore as ms
 
 from vllm_ms_models.distributed.group import Group
+from vllm_ms_models.distributed.stage import Stage
 from vllm_ms_models.quantization.base import Quantization, Unquantized
 
 
@@ -13,10 +14,12 @@ class ModelContext:
     """Handed to every layer's constructor.
 
     `dtype` is that of activations, of unquantized weights and of the KV cache; `max_model_len` the longest sequence
-    (tokens) to be served; `tensor_parallel` the ranks among which heads, columns and vocabulary are split.
+    (tokens) to be served; `tensor_parallel` the ranks among which heads, columns and vocabulary are split; `pipeline` says
+    which layers are this process's.
     """
 
     dtype: ms.Type
     max_model_len: int
     tensor_parallel: Group = field(default_factory=Group)
     quantization: Quantization = field(default_factory=Unquantized)
+    pipeline: Stage = field(default_factory=Stage)
