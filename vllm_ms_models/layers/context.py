@@ -14,8 +14,8 @@ class ModelContext:
     """Handed to every layer's constructor.
 
     `dtype` is that of activations, of unquantized weights and of the KV cache; `max_model_len` the longest sequence
-    (tokens) to be served; `tensor_parallel` the ranks among which heads, columns and vocabulary are split; `pipeline` says
-    which layers are this process's.
+    (tokens) to be served; `tensor_parallel` the ranks among which heads, columns and vocabulary are split; `pipeline`
+    says which layers are this process's.
     """
 
     dtype: ms.Type
