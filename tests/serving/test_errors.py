@@ -212,10 +212,9 @@ def test_refused_partition(partition: str) -> None:
         pass
 
 
-def test_refused_draft_in_a_pipeline() -> None:
-    draft = {"model": str(checkpoint("llama", num_hidden_layers=1)), "num_speculative_tokens": 1}
-    sentence = "method draft_model is not supported yet with --pipeline-parallel-size 2; use the method ngram, or one"
-    options: dict[str, Any] = {"pipeline_parallel_size": 2, "speculative_config": draft}
+def test_refused_speculation_in_a_pipeline() -> None:
+    sentence = "--speculative-config is not supported with --pipeline-parallel-size 2; leave out one of them"
+    options: dict[str, Any] = {"pipeline_parallel_size": 2, "speculative_config": NGRAM}
     with pytest.raises(ValueError, match=sentence), engine(checkpoint("llama"), **options):
         pass
 
