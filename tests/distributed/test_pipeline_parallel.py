@@ -58,6 +58,19 @@ def test_chunks_preemption_and_prefix_caching() -> None:
 
 
 @pytest.mark.slow
+def test_a_stage_without_full_attention() -> None:
+    """vLLM makes groups of cache blocks for all stages: here the last has no layer of the first group."""
+    types = ["full_attention", "full_attention", "sliding_attention"]
+    folder = checkpoint("qwen2", 0, use_sliding_window=True, sliding_window=16, layer_types=types)
+    model = torch_reference.load(folder)
+    prompts = random_prompts([3, 40, 70, 25])
+    answers = [torch_reference.greedy(model, prompt, 20) for prompt in prompts]
+    assert all(answer.margin > LEAST_MARGIN for answer in answers), "a tie: choose another seed"
+    with engine(folder, max_model_len=128, pipeline_parallel_size=2, **IN_CHUNKS) as llm:
+        assert token_ids(greedy(llm, prompts, 20)) == [answer.tokens for answer in answers]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["float32", "w8a8 static"])
 def test_as_one_process(family: str, kind: str) -> None:
