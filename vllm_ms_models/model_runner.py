@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from vllm.config import VllmConfig
+from vllm.sequence import IntermediateTensors
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
@@ -36,6 +37,14 @@ class MindSporeModelRunner(CPUModelRunner):
         if self.speculative_config is not None and self.speculative_config.uses_draft_kv_cache():
             check_cache(self.speculative_config, self.drafter._draft_attn_layer_names, kv_cache_config)
         super().initialize_kv_cache(kv_cache_config, *arguments, **options)
+
+    def sync_and_gather_intermediate_tensors(
+        self, num_tokens: int, intermediate_tensors: IntermediateTensors | None, sync_self: bool
+    ) -> IntermediateTensors:
+        """What the stage before sent, as it is; vLLM copies it to where CUDA graphs read, which is made in warm-up."""
+        if intermediate_tensors is not None:
+            return intermediate_tensors
+        return super().sync_and_gather_intermediate_tensors(num_tokens, None, sync_self)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> ModelRunnerOutput | AsyncModelRunnerOutput:
         """As vLLM's, but generators of requests that are still reading their prompt are out of its reach.

@@ -103,13 +103,13 @@ def absorb(model: Quantized, rank: int) -> None:
             replace_module(model.model, name, Exact(of_floats(matrix, None)))
 
 
-def made(family: str, name: str) -> tuple[Quantized, Scheme]:
-    """A model of `family` in the scheme `name`."""
+def made(family: str, name: str, **options: Any) -> tuple[Quantized, Scheme]:
+    """A model of `family` in the scheme `name`; `options` are those of its config."""
     scheme, floats = SCHEMES[name], IN_FLOATS.get(family, ()) if name in STATIC else ()
     if floats and scheme.config is not None:
         ignored = ["lm_head", *(f"re:.*{end}$" for end in floats), "re:.*mlp.gate$"]
         scheme = replace(scheme, config=dict(scheme.config) | {"ignore": ignored})
-    sizes = FAMILIES.get(family, {})
+    sizes = FAMILIES.get(family, {}) | options
     model = written(family, scheme, SEEDS.get((family, name), 0), floats, **sizes)
     absorb(model, sizes.get("kv_lora_rank", 0))
     return model, scheme

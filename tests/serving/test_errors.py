@@ -133,8 +133,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"attention heads \(4\) must be divisible by tensor parallel",
     ),
     "--pipeline-parallel-size": (
-        {"pipeline_parallel_size": 2},
-        r"Pipeline parallelism is not supported for this model",  # vLLM's own sentence comes first
+        {"pipeline_parallel_size": 4},
+        r"--pipeline-parallel-size 4 is more than the model's 3 layers; use 3 at most",
     ),
     "--enable-sleep-mode": ({"enable_sleep_mode": True}, r"Sleep mode is not supported on current platform"),
     "--enable-eplb": ({"enable_eplb": True}, r"load balancing is only supported on"),
@@ -201,6 +201,21 @@ def test_refused_speculation(case: str) -> None:
         speculation = speculation | {"model": str(checkpoint(speculation["model"], **sizes))}
     folder = checkpoint("llama")
     with pytest.raises(Exception, match=re.compile(sentence, re.S)), engine(folder, speculative_config=speculation):
+        pass
+
+
+@pytest.mark.parametrize("partition", ["3,0", "2,2", "1,1,1", "most,few"])
+def test_refused_partition(partition: str) -> None:
+    sentence = rf"VLLM_PP_LAYER_PARTITION={partition} does not give each of 2 stages a number of layers above 0, 3 in"
+    env = {"VLLM_PP_LAYER_PARTITION": partition}
+    with pytest.raises(ValueError, match=sentence), engine(checkpoint("llama"), env, pipeline_parallel_size=2):
+        pass
+
+
+def test_refused_speculation_in_a_pipeline() -> None:
+    sentence = "--speculative-config is not supported with --pipeline-parallel-size 2; leave out one of them"
+    options: dict[str, Any] = {"pipeline_parallel_size": 2, "speculative_config": NGRAM}
+    with pytest.raises(ValueError, match=sentence), engine(checkpoint("llama"), **options):
         pass
 
 

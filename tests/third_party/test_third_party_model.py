@@ -85,3 +85,13 @@ def test_a_package_with_its_own_architecture_is_served(site: Path, checkpoint: P
         assert answer.status_code == 200, answer.text
         assert [choice["token_ids"] for choice in answer.json()["choices"]] == want
     assert server.process.returncode is not None
+
+
+@pytest.mark.slow
+def test_it_is_refused_in_a_pipeline(site: Path, checkpoint: Path) -> None:
+    """It builds all layers whatever its stage."""
+    path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+    options = ("--dtype", "float32", "--max-model-len", "64", "--skip-tokenizer-init", "--pipeline-parallel-size", "2")
+    sentence = "ToyForCausalLM cannot be split over the stages of a pipeline; leave out --pipeline-parallel-size"
+    with pytest.raises(AssertionError, match=sentence), serve(checkpoint, *options, env={"PYTHONPATH": path}):
+        pass

@@ -4,7 +4,7 @@ from vllm.config import ModelConfig, VllmConfig
 
 from vllm_ms_models.bridge.data_parallel import data_parallel_ranks
 from vllm_ms_models.bridge.quantization import checkpoint_format
-from vllm_ms_models.bridge.ranks import tensor_parallel_group
+from vllm_ms_models.bridge.ranks import pipeline_stage, tensor_parallel_group
 from vllm_ms_models.bridge.tensors import DTYPES
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.quantization.base import Quantization, Unquantized
@@ -22,4 +22,5 @@ def model_context(vllm_config: VllmConfig, model_config: ModelConfig) -> ModelCo
         quantization=quantization,
         data_parallel=data_parallel_ranks(vllm_config),
         expert_parallel=vllm_config.parallel_config.enable_expert_parallel,
+        pipeline=pipeline_stage(vllm_config.parallel_config, model_config.hf_text_config.num_hidden_layers),
     )

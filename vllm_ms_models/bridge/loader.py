@@ -62,7 +62,7 @@ class SafetensorsLoader(BaseModelLoader):
 
         assert isinstance(model, CausalLMShell)
         slots = _fitting_slots(model)
-        ignored = [*COMPUTED, *getattr(model.cell, "ignored", ())]
+        ignored = [*COMPUTED, *getattr(model.cell, "ignored", ()), *getattr(model.cell, "elsewhere", ())]
         if model_config.hf_text_config.tie_word_embeddings:
             ignored.append("lm_head.weight")
         weights = checkpoint.open_checkpoint(self._folder(model_config))

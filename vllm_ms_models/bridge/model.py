@@ -4,16 +4,20 @@ vLLM inspects the class in processes that run no model, so MindSpore is imported
 """
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from vllm.config import ModelConfig, VllmConfig
 from vllm.forward_context import get_forward_context
+from vllm.sequence import IntermediateTensors
 
 from vllm_ms_models import registry
 
 if TYPE_CHECKING:
     from vllm_ms_models.checkpoint.slots import Slot
+
+# vLLM's names of what a stage of a pipeline hands to the next, `[tokens, hidden]` each.
+STREAM = ("hidden_states", "residual")
 
 
 class CausalLMShell(torch.nn.Module):
@@ -21,10 +25,12 @@ class CausalLMShell(torch.nn.Module):
 
     A Cell offers `construct(input_ids, batch, inputs_embeds=None)` -> hidden states `[tokens, hidden]`,
     `embed(input_ids)` and `logits(hidden)` -> float32 `[rows, vocab]`; its parts offer `slots()`. It may name in
-    `ignored` (patterns) the checkpoint's tensors that this model does not need.
+    `ignored` (patterns) the checkpoint's tensors that this model does not need. One that can be split over the stages
+    of a pipeline names in `elsewhere` those that other stages read, and takes and gives a `Stream` (layers/decoder.py).
     """
 
     architecture: ClassVar[str]
+    supports_pp: ClassVar[Literal[True]] = True  # vLLM asks before a Cell can be looked at
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         """`prefix` goes before the names that vLLM knows the attention layers by (a draft model has one)."""
@@ -38,7 +44,15 @@ class CausalLMShell(torch.nn.Module):
         self.hidden_size = model_config.get_hidden_size()
         self.dtype = model_config.dtype
         self.staging = Staging(self.hidden_size, self.dtype)
-        self.cell: Any = cell_class(model_config.hf_text_config, model_context(vllm_config, model_config))
+        context = model_context(vllm_config, model_config)
+        self.stage = context.pipeline
+        self.received = [Staging(self.hidden_size, self.dtype) for _ in STREAM]
+        self.cell: Any = cell_class(model_config.hf_text_config, context)
+        if self.stage.size > 1 and not hasattr(self.cell, "elsewhere"):
+            raise ValueError(
+                f"{self.architecture} cannot be split over the stages of a pipeline; "
+                "leave out --pipeline-parallel-size, or use --tensor-parallel-size."
+            )
         self.cell.set_train(False)
         # vLLM's proposer hands `model.embed_tokens` and `lm_head` to a draft that has none of its own.
         self.model: Any = getattr(self.cell, "model", None)
@@ -76,20 +90,40 @@ class CausalLMShell(torch.nn.Module):
         self,
         input_ids: torch.Tensor | None,
         positions: torch.Tensor,
-        intermediate_tensors: Any = None,
+        intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Hidden states `[tokens, hidden]`; zeros in runs without a cache to attend to, when this rank is idle."""
+    ) -> torch.Tensor | IntermediateTensors:
+        """Hidden states `[tokens, hidden]`; or, for the next stage of a pipeline, these and the residual.
+
+        Zeros in runs without a cache to attend to, when this rank is idle.
+        """
         from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
         from vllm_ms_models.layers.batch import Batch
 
         caches = get_forward_context().attn_metadata
         if caches is None:
             self._idle(positions.shape[-1])
-            return torch.zeros(positions.shape[-1], self.hidden_size, dtype=self.dtype)
-        ids = to_mindspore(input_ids) if inputs_embeds is None else None
-        embeds = None if inputs_embeds is None else to_mindspore(inputs_embeds)
-        return to_torch(self.cell(ids, Batch(to_mindspore(positions), caches), embeds))
+            zeros = self.make_empty_intermediate_tensors(positions.shape[-1], self.dtype, positions.device)
+            return zeros[STREAM[0]] if self.stage.is_last else zeros
+        batch = Batch(to_mindspore(positions), caches)
+        if not self.stage.is_first:
+            assert intermediate_tensors is not None
+            sent = (intermediate_tensors[name] for name in STREAM)
+            stream = tuple(way.to_mindspore(tensor) for way, tensor in zip(self.received, sent, strict=True))
+            result = self.cell(None, batch, None, stream)
+        else:
+            ids = to_mindspore(input_ids) if inputs_embeds is None else None
+            embeds = None if inputs_embeds is None else to_mindspore(inputs_embeds)
+            result = self.cell(ids, batch, embeds)
+        if self.stage.is_last:
+            return to_torch(result)
+        return IntermediateTensors(dict(zip(STREAM, map(to_torch, result), strict=True)))
+
+    def make_empty_intermediate_tensors(
+        self, batch_size: int, dtype: torch.dtype, device: torch.device
+    ) -> IntermediateTensors:
+        """What a stage takes in vLLM's dummy runs: zeros for `batch_size` tokens."""
+        return IntermediateTensors({name: torch.zeros(batch_size, self.hidden_size, dtype=dtype) for name in STREAM})
 
     def _idle(self, tokens: int) -> None:
         """Serve other data-parallel ranks."""

@@ -11,10 +11,12 @@ import torch
 import torch.distributed as dist
 from mindspore import Tensor
 from vllm.config import ParallelConfig
-from vllm.distributed.parallel_state import get_tp_group
+from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+from vllm.distributed.utils import get_pp_indices
 
 from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
 from vllm_ms_models.distributed.group import Group
+from vllm_ms_models.distributed.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -69,3 +71,12 @@ def tensor_parallel_group(config: ParallelConfig) -> Group:
         return Group()
     group = get_tp_group()
     return TorchGroup(group.rank_in_group, group.world_size, group.device_group)
+
+
+def pipeline_stage(config: ParallelConfig, num_layers: int) -> Stage:
+    """That of this process, with its share of a model's layers: vLLM's, or of VLLM_PP_LAYER_PARTITION."""
+    if config.pipeline_parallel_size == 1:
+        return Stage()
+    group = get_pp_group()
+    own = get_pp_indices(num_layers, group.rank_in_group, group.world_size)
+    return Stage(group.rank_in_group, group.world_size, range(*own))

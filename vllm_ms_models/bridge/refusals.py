@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from vllm import envs
 from vllm.config import ModelConfig, VllmConfig
 
 from vllm_ms_models import registry
@@ -21,7 +22,12 @@ def refusals(vllm_config: VllmConfig) -> Iterator[str]:
     yield from _loading(vllm_config)
     spec = vllm_config.speculative_config
     if spec is not None:
-        yield from speculation.refusals(spec, vllm_config.parallel_config.tensor_parallel_size)
+        yield from speculation.refusals(spec, vllm_config.parallel_config)
+        if vllm_config.parallel_config.data_parallel_size > 1 and vllm_config.model_config.is_moe:
+            yield (
+                "--speculative-config is not supported with --data-parallel-size for a mixture of experts, whose idle "
+                "ranks serve the others; leave out one of them."
+            )
         yield from _model(vllm_config, spec.draft_model_config)
     for architecture in vllm_config.model_config.architectures:
         registry.check(architecture)
@@ -97,16 +103,30 @@ def _quantization(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
 
 def _ranks(vllm_config: VllmConfig) -> Iterator[str]:
     parallel = vllm_config.parallel_config
-    if parallel.tensor_parallel_size > 1 and parallel.distributed_executor_backend == "uni":
+    if parallel.world_size > 1 and parallel.distributed_executor_backend == "uni":
         yield (
             f"--distributed-executor-backend uni has one process, which cannot be "
-            f"{parallel.tensor_parallel_size} ranks; use mp, or leave it out."
+            f"{parallel.world_size} ranks; use mp, or leave it out."
         )
+    yield from _stages(parallel.pipeline_parallel_size, vllm_config.model_config.hf_text_config.num_hidden_layers)
+
+
+def _stages(stages: int, layers: int) -> Iterator[str]:
+    """Of a pipeline: each stage must have a layer."""
+    if stages > layers:
+        yield f"--pipeline-parallel-size {stages} is more than the model's {layers} layers; use {layers} at most."
+    given = envs.VLLM_PP_LAYER_PARTITION
+    if stages > 1 and given is not None:
+        numbers = [int(number) if number.strip().isdecimal() else 0 for number in given.split(",")]
+        if len(numbers) != stages or sum(numbers) != layers or min(numbers) < 1:
+            yield (
+                f"VLLM_PP_LAYER_PARTITION={given} does not give each of {stages} stages a number of layers above 0, "
+                f"{layers} in all; correct or unset it."
+            )
 
 
 def _sizes(vllm_config: VllmConfig) -> Iterator[tuple[str, int]]:
     parallel = vllm_config.parallel_config
-    yield "--pipeline-parallel-size", parallel.pipeline_parallel_size
     yield "--decode-context-parallel-size", parallel.decode_context_parallel_size
     yield "--prefill-context-parallel-size", parallel.prefill_context_parallel_size
     yield "--nnodes", parallel.nnodes

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Set
 from importlib.util import find_spec
 from typing import Any
 
-from vllm.config import SpeculativeConfig
+from vllm.config import ParallelConfig, SpeculativeConfig
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vllm_ms_models import registry
@@ -12,7 +12,7 @@ from vllm_ms_models import registry
 METHODS = ("ngram", "draft_model", "mtp")
 
 
-def refusals(spec: SpeculativeConfig, ranks: int = 1) -> Iterator[str]:
+def refusals(spec: SpeculativeConfig, parallel: ParallelConfig) -> Iterator[str]:
     """One sentence for each thing that was asked for and cannot be served; the draft's own config is not looked at."""
     if spec.method not in METHODS:
         yield f"--speculative-config with the method {spec.method} is not supported; use one of {', '.join(METHODS)}."
@@ -33,6 +33,9 @@ def refusals(spec: SpeculativeConfig, ranks: int = 1) -> Iterator[str]:
             f"rejection_sample_method={spec.rejection_sample_method!r} in --speculative-config is not supported; "
             "'standard' is."
         )
+    ranks, stages = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+    if stages > 1:  # vLLM's runner asks each stage for its draft, and only the last one has it
+        yield f"--speculative-config is not supported with --pipeline-parallel-size {stages}; leave out one of them."
     if spec.draft_tensor_parallel_size not in (None, ranks):
         yield (
             f"draft_tensor_parallel_size={spec.draft_tensor_parallel_size} in --speculative-config is not supported: "

@@ -6,6 +6,7 @@ from mindspore import Tensor
 
 from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.context import ModelContext
+from vllm_ms_models.layers.decoder import Decoder, Stream
 from vllm_ms_models.layers.embedding import ParallelLMHead
 from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.logits import LogitsProcessor
@@ -14,19 +15,30 @@ from vllm_ms_models.layers.logits import LogitsProcessor
 class CausalLM(Layer):
     """A decoder and its language-model head, as vLLM calls them (docs/add_a_model.md).
 
-    `model` maps `(input_ids, batch, inputs_embeds)` to hidden states `[tokens, hidden]` and has the embedding
-    `embed_tokens`, whose matrix is also the head's if `config.tie_word_embeddings`.
+    `model` maps `(input_ids, batch, inputs_embeds, stream)` to hidden states `[tokens, hidden]` and has the embedding
+    `embed_tokens`, whose matrix is also the head's if `config.tie_word_embeddings`. In a pipeline, all stages but the
+    last have no head and give what the next one takes as `stream` (layers/decoder.py).
     """
 
-    def __init__(self, model: Layer, config: Any, context: ModelContext) -> None:
+    def __init__(self, model: Decoder, config: Any, context: ModelContext) -> None:
         super().__init__()
         self.model = model
-        tied_to = model.embed_tokens if config.tie_word_embeddings else None
-        self.lm_head = ParallelLMHead("lm_head", config.vocab_size, config.hidden_size, context, tied_to)
+        self.elsewhere = list(model.elsewhere)
+        if context.pipeline.is_last:
+            tied_to = model.embed_tokens if config.tie_word_embeddings else None
+            self.lm_head = ParallelLMHead("lm_head", config.vocab_size, config.hidden_size, context, tied_to)
+        else:
+            self.elsewhere.append("lm_head.*")
         self.logits_processor = LogitsProcessor()
 
-    def construct(self, input_ids: Tensor | None, batch: Batch, inputs_embeds: Tensor | None = None) -> Tensor:
-        return self.model(input_ids, batch, inputs_embeds)
+    def construct(
+        self,
+        input_ids: Tensor | None,
+        batch: Batch,
+        inputs_embeds: Tensor | None = None,
+        stream: Stream | None = None,
+    ) -> Tensor | Stream:
+        return self.model(input_ids, batch, inputs_embeds, stream)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Input embeddings `[tokens, hidden]`."""

@@ -11,25 +11,49 @@ from vllm_ms_models.layers.embedding import VocabParallelEmbedding
 from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.norm import AddRMSNorm
 
+Stream = tuple[Tensor, Tensor]
+"""What one layer hands to the next, be it in another process: hidden states and residual, `[tokens, hidden]` each."""
+
 
 class Decoder(Layer):
     """Token ids (or embeddings) to the last hidden states `[tokens, hidden]`, normalised.
 
     `make_layer(number, prefix)` makes a layer, which maps `(hidden, residual, batch)` to hidden and residual.
+
+    A stage of a pipeline has its own layers only; the first has the embedding, the last the norm, and the embedding too
+    where its matrix is also the head's. `elsewhere` are patterns of the checkpoint's tensors that other stages read.
     """
 
     def __init__(
         self, config: Any, context: ModelContext, make_layer: Callable[[int, str], Layer], prefix: str = "model"
     ) -> None:
         super().__init__()
-        vocab, hidden = config.vocab_size, config.hidden_size
-        self.embed_tokens = VocabParallelEmbedding(f"{prefix}.embed_tokens", vocab, hidden, context)
-        self.layers = nn.CellList([make_layer(i, f"{prefix}.layers.{i}") for i in range(config.num_hidden_layers)])
-        self.norm = AddRMSNorm(f"{prefix}.norm", hidden, config.rms_norm_eps)
+        stage, vocab, hidden = context.pipeline, config.vocab_size, config.hidden_size
+        numbers = range(config.num_hidden_layers)
+        own = numbers if stage.layers is None else stage.layers
+        self.is_last = stage.is_last
+        self.elsewhere = [f"{prefix}.layers.{i}.*" for i in numbers if i not in own]
+        if stage.is_first or (stage.is_last and config.tie_word_embeddings):
+            self.embed_tokens = VocabParallelEmbedding(f"{prefix}.embed_tokens", vocab, hidden, context)
+        else:
+            self.elsewhere.append(f"{prefix}.embed_tokens.*")
+        self.layers = nn.CellList([make_layer(i, f"{prefix}.layers.{i}") for i in own])
+        if stage.is_last:
+            self.norm = AddRMSNorm(f"{prefix}.norm", hidden, config.rms_norm_eps)
+        else:
+            self.elsewhere.append(f"{prefix}.norm.*")
 
-    def construct(self, input_ids: Tensor | None, batch: Batch, inputs_embeds: Tensor | None = None) -> Tensor:
-        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        residual = None
+    def construct(
+        self,
+        input_ids: Tensor | None,
+        batch: Batch,
+        inputs_embeds: Tensor | None = None,
+        stream: Stream | None = None,
+    ) -> Tensor | Stream:
+        """The first stage takes tokens or embeddings, the others `stream`; all but the last give the next one's."""
+        hidden, residual = stream or (None, None)
+        if stream is None:
+            hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         for layer in self.layers:
             hidden, residual = layer(hidden, residual, batch)
-        return self.norm(hidden, residual)[0]
+        return self.norm(hidden, residual)[0] if self.is_last else (hidden, residual)
