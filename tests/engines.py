@@ -1,5 +1,6 @@
 """A real `vllm.LLM` in this process, one after another, without leaving anything behind."""
 
+import asyncio
 import contextlib
 import gc
 import json
@@ -63,6 +64,44 @@ def engine(folder: str | Path, env: Mapping[str, str] | None = None, **options: 
             llm.llm_engine.__dict__.clear()
             del llm
             gc.collect()
+
+
+def greedy_on_data_parallel_ranks(
+    folder: Path, prompts: Sequence[Sequence[int]], tokens: int, ranks: int, **options: Any
+) -> "list[list[RequestOutput]]":
+    """For each prompt: what each of the ranks answers, all prompts at once; and the first, alone, when others idle."""
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    sampling = SamplingParams(
+        temperature=0,
+        max_tokens=tokens,
+        ignore_eos=True,
+        detokenize=False,
+        prompt_logprobs=-1,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+    arguments = AsyncEngineArgs(str(folder), data_parallel_size=ranks, **(_DEFAULTS | options))
+
+    async def run() -> "list[list[RequestOutput]]":
+        llm = AsyncLLM.from_engine_args(arguments)
+
+        async def answer(prompt: Sequence[int], rank: int, name: str) -> "RequestOutput":
+            given = {"prompt_token_ids": list(prompt)}
+            return [o async for o in llm.generate(given, sampling, name, data_parallel_rank=rank)][-1]
+
+        try:
+            requests = [(number, rank) for number in range(len(prompts)) for rank in range(ranks)]
+            coming = [answer(prompts[number], rank, f"{number} on {rank}") for number, rank in requests]
+            found = await asyncio.wait_for(asyncio.gather(*coming), 120)
+            alone = [await asyncio.wait_for(answer(prompts[0], rank, f"alone {rank}"), 120) for rank in range(ranks)]
+            return [found[number * ranks : (number + 1) * ranks] for number in range(len(prompts))] + [alone]
+        finally:
+            llm.shutdown()
+
+    return asyncio.run(run())
 
 
 def answer_once(folder: Path, prompt: Sequence[int], **options: Any) -> dict[str, Any]:

@@ -41,8 +41,11 @@ def in_parts(multiply: Multiply, size: int, x: np.ndarray) -> np.ndarray:
     return np.sum([multiply(np.where(np.isin(np.arange(x.shape[1]), part), x, 0)) for part in parts], 0)
 
 
-def made(family: str, kind: str, size: int, **options: Any) -> Model:
-    """A model of `family` for `size` tensor-parallel ranks; `options` are those of its config."""
+def made(family: str, kind: str, size: int, sharing: int | None = None, **options: Any) -> Model:
+    """A model of `family` for `size` tensor-parallel ranks; `options` are those of its config.
+
+    `sharing` is among how many ranks each expert is split, `size` unless it is given.
+    """
     if kind == "float32":
         folder = checkpoint(family, 0, **(SIZES | quantized_models.FAMILIES.get(family, {}) | options))
         return Model(folder, torch_reference.load(folder), LOGPROB_TOLERANCE)
@@ -50,7 +53,8 @@ def made(family: str, kind: str, size: int, **options: Any) -> Model:
     if kind == "w8a8 dynamic":
         for name, linear in quantized.linears.items():
             if name.endswith(SUMMED):
-                multiply = functools.partial(in_parts, linear.multiply, size)
+                parts = sharing if sharing and ".experts." in name else size
+                multiply = functools.partial(in_parts, linear.multiply, parts)
                 replace_module(quantized.model, name, Exact(multiply))
     return Model(quantized.folder, quantized.model, UNIT_TOLERANCE)
 
