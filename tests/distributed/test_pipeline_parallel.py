@@ -17,7 +17,7 @@ from tests.quantization.test_quantized_models import UNIT_TOLERANCE, VOCABULARY,
 from tests.reference import torch_reference
 from tests.reference.torch_reference import LEAST_MARGIN, LOGPROB_TOLERANCE
 
-IN_CHUNKS = {"max_num_batched_tokens": 16}
+IN_CHUNKS: dict[str, Any] = {"max_num_batched_tokens": 16}
 # Three layers: stages of two and one. Qwen2's last stage has the embedding too, as its head.
 OPTIONS: dict[str, dict[str, Any]] = {
     family: {"num_hidden_layers": 3, "tie_word_embeddings": family == "qwen2"} for family in FAMILIES

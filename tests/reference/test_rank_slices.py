@@ -30,12 +30,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 # What every rank has: norms, the latent projections of DeepSeek, routers.
 WHOLE = ("norm", ".q_a_proj.", ".kv_a_proj_with_mqa.", ".gate.")
+ALONE, ALL_LAYERS = Group(), Stage()
 
 
-ALONE, WHOLE = Group(), Stage()
-
-
-def read_part(folder: Path, group: Group = ALONE, stage: Stage = WHOLE) -> LoadReport:
+def read_part(folder: Path, group: Group = ALONE, stage: Stage = ALL_LAYERS) -> LoadReport:
     """What a process of `group` and `stage` reads."""
     kernels.use(ReferenceKernels())
     config = AutoConfig.from_pretrained(folder)
