@@ -53,6 +53,24 @@ _DEFAULTS: dict[str, Any] = {
     "pad_token_id": None,
 }
 
+# What a tiny DeepSeek has besides.
+DEEPSEEK: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 1,
+    "num_nextn_predict_layers": 0,
+}
+
 
 @functools.cache
 def _root() -> Path:

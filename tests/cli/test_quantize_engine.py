@@ -15,7 +15,7 @@ import torch
 from tests import checkpoints
 from tests.cli.quantizing import SIZES, arrays, as_torch, end, nearest_tie, quantize, tensors, unpacked
 from tests.engines import distributions, engine, greedy, token_ids
-from tests.quantization.test_quantized_models import LENGTHS, TOKENS, UNIT_TOLERANCE, VOCABULARY, differences
+from tests.quantization.comparison import LENGTHS, TOKENS, UNIT_TOLERANCE, VOCABULARY, differences
 from tests.reference import torch_reference
 from tests.reference.torch_reference import LOGPROB_TOLERANCE, Answer
 from vllm_ms_models.cli import parser

@@ -15,14 +15,17 @@ import torch
 from tests.checkpoints import checkpoint
 from tests.engines import distributions, engine, greedy, token_ids
 from tests.quantization import test_quantized_experts as quantized_models
+from tests.quantization.comparison import TOKENS, VOCABULARY, differences
 from tests.quantization.models import SIZES, Exact, replace_module
-from tests.quantization.test_quantized_models import TOKENS, UNIT_TOLERANCE, VOCABULARY, differences
 from tests.quantization.writers import Multiply
 from tests.reference import torch_reference
 from tests.reference.torch_reference import LOGPROB_TOLERANCE, Answer
 
 SUMMED = ("o_proj", "down_proj")  # whose inputs are split
 FAMILIES = ("qwen2", "llama", "qwen3_moe", "deepseek_v3")
+# Ranks add in another order, so that more activations than in one process fall to the other side of the middle between
+# two integers (comparison.py). One such unit was seen to move log-probabilities of these models by up to 0.13.
+UNIT_TOLERANCE = 0.15
 KINDS = ("float32", "w8a8 static", "w8a8 dynamic")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.distributed.rank_models import FAMILIES, KINDS, check, made
 from tests.engines import distributions, greedy_on_data_parallel_ranks, token_ids
-from tests.quantization.test_quantized_models import TOKENS, VOCABULARY, without_ties
+from tests.quantization.comparison import TOKENS, VOCABULARY, without_ties
 
 MIXTURES = ("qwen3_moe", "deepseek_v3")
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.checkpoints import checkpoint, random_prompts
-from tests.distributed.rank_models import FAMILIES, KINDS, answers_of, check, made
+from tests.distributed.rank_models import FAMILIES, KINDS, UNIT_TOLERANCE, answers_of, check, made
 from tests.engines import counter, distributions, engine, greedy, token_ids
-from tests.quantization.test_quantized_models import UNIT_TOLERANCE, VOCABULARY, differences, without_ties
+from tests.quantization.comparison import VOCABULARY, differences, without_ties
 from tests.reference import torch_reference
 from tests.reference.torch_reference import LEAST_MARGIN, LOGPROB_TOLERANCE
 

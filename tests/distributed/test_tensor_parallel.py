@@ -4,14 +4,14 @@ Ranks add their sums of products in another order than one process does, so that
 float32 implementations (torch_reference.py). W8A8 with activations of a fixed scale multiplies the same integers,
 however they are split; rounded by token, each rank takes the largest magnitude among its own inputs of a row-parallel
 linear (as vLLM's do), a finer rounding than one process has: the torch model does the same. In both, a difference in
-the last bit can move an activation across the middle between two integers (test_quantized_models.py).
+the last bit can move an activation across the middle between two integers (comparison.py).
 """
 
 import numpy as np
 import pytest
 
-from tests.distributed.rank_models import FAMILIES, KINDS, answers_of, check, made
-from tests.quantization.test_quantized_models import UNIT_TOLERANCE, without_ties
+from tests.distributed.rank_models import FAMILIES, KINDS, UNIT_TOLERANCE, answers_of, check, made
+from tests.quantization.comparison import without_ties
 from tests.reference.torch_reference import LOGPROB_TOLERANCE
 
 # Four ranks hold two KV heads twice; 211 tokens of the vocabulary divide by neither size.

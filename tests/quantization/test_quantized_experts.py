@@ -16,14 +16,14 @@ import torch
 from tests.checkpoint.checkpoint_files import save
 from tests.engines import distributions, engine, greedy, token_ids
 from tests.quantization import writers_compressed, writers_others
-from tests.quantization.models import Exact, Quantized, replace_module, written
-from tests.quantization.test_quantized_models import (
+from tests.quantization.comparison import (
     TOKENS,
     UNIT_TOLERANCE,
     VOCABULARY,
     differences,
     without_ties,
 )
+from tests.quantization.models import Exact, Quantized, replace_module, written
 from tests.quantization.writers import Scheme, of_floats
 from tests.reference.torch_reference import LOGPROB_TOLERANCE
 

@@ -11,8 +11,8 @@ import pytest
 
 from tests.engines import distributions, engine, greedy, token_ids
 from tests.quantization import writers_compressed, writers_others
+from tests.quantization.comparison import TOKENS, VOCABULARY, differences, without_ties
 from tests.quantization.models import written
-from tests.quantization.test_quantized_models import TOKENS, VOCABULARY, differences, without_ties
 from tests.reference.torch_reference import LOGPROB_TOLERANCE
 
 SIZES: dict[str, Any] = {

@@ -1,58 +1,26 @@
 """Quantized checkpoints of every format through vLLM, against torch models that do the same arithmetic in NumPy.
 
-With activations in floats, sums differ in their order alone, and the bound is that of unquantized models.
-
-With activations rounded to int8, a difference in the last bit of a float now and then moves an activation across the
-middle between two integers. That is one unit of one input, and no fault: `UNIT_TOLERANCE` allows for a few of them (of
-the models here none has any: the largest difference of all was 4e-6), and the median of all differences, which they do
-not reach, must be as small as without.
+With activations in floats, sums differ in their order alone, and the bound is that of unquantized models. With
+activations rounded to int8 it is comparison.py's, though none of the models here needs it: the largest difference of
+all was 4e-6.
 """
-
-import itertools
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
-import torch
 
-from tests.checkpoints import random_prompts
 from tests.engines import distributions, engine, greedy, token_ids
 from tests.quantization import writers_compressed, writers_others
+from tests.quantization.comparison import TOKENS, UNIT_TOLERANCE, VOCABULARY, differences, without_ties
 from tests.quantization.models import written
 from tests.quantization.writers import Scheme
-from tests.reference import torch_reference
-from tests.reference.torch_reference import LOGPROB_TOLERANCE, Answer
+from tests.reference.torch_reference import LOGPROB_TOLERANCE
 
-TOKENS = 10
-LENGTHS = (1, 33, 20)
-VOCABULARY = 211
-UNIT_TOLERANCE = 0.05
 AS_INT8 = {f"{name}, as int8": scheme for name, scheme in writers_others.FP8_AS_INT8.items()}
 SCHEMES: dict[str, Scheme] = {
     **{f"compressed-tensors {name}": scheme for name, scheme in writers_compressed.SCHEMES.items()},
     **writers_others.SCHEMES,
     **AS_INT8,
 }
-
-
-def without_ties(model: torch.nn.Module, least: float) -> tuple[list[list[int]], list[Answer]]:
-    """A prompt of each length after which no token is chosen by less than `least`, and what the model says."""
-    prompts, answers = [], []
-    for length in LENGTHS:
-        for seed in itertools.count():
-            (prompt,) = random_prompts([length], seed=seed)
-            answer = torch_reference.greedy(model, prompt, TOKENS)
-            if answer.margin > least:
-                break
-            assert seed < 200, "the model cannot decide"
-        prompts.append(prompt)
-        answers.append(answer)
-    return prompts, answers
-
-
-def differences(found: Sequence[np.ndarray], answers: Sequence[Answer]) -> np.ndarray:
-    wanted = [torch.log_softmax(answer.prompt_logits, -1).numpy() for answer in answers]
-    return np.concatenate([np.abs(a - b).reshape(-1) for a, b in zip(found, wanted, strict=True)])
 
 
 # An engine takes seconds to start: the quick tests take the families in turns, `make test-all` both for each scheme.

@@ -3,16 +3,10 @@
 import pytest
 
 from benchmarks.models import write_tokenizer
+from tests.quantization.comparison import TOKENS, UNIT_TOLERANCE, VOCABULARY, without_ties
 from tests.quantization.models import written
-from tests.quantization.test_quantized_models import (
-    AS_INT8,
-    LOGPROB_TOLERANCE,
-    SCHEMES,
-    TOKENS,
-    UNIT_TOLERANCE,
-    VOCABULARY,
-    without_ties,
-)
+from tests.quantization.test_quantized_models import AS_INT8, SCHEMES
+from tests.reference.torch_reference import LOGPROB_TOLERANCE
 from tests.servers import serve
 
 QUICK = ("compressed-tensors w8a8 dynamic", "modelslim w8a8")  # a server takes seconds to start

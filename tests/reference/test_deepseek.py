@@ -11,28 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.checkpoints import checkpoint, random_prompts
+from tests.checkpoints import DEEPSEEK, checkpoint, random_prompts
 from tests.engines import engine
 from tests.reference import torch_reference
 from tests.reference.test_float32 import Case, Result, check_tokens, log_softmax, rope, run
 from tests.reference.torch_reference import LOGPROB_TOLERANCE
-
-SIZES: dict[str, Any] = {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 24,
-    "kv_lora_rank": 32,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 16,
-    "moe_intermediate_size": 32,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "n_group": 1,
-    "topk_group": 1,
-    "first_k_dense_replace": 1,
-    "n_shared_experts": 1,
-    "num_nextn_predict_layers": 0,
-}
 
 
 def yarn(mscale: float, mscale_all_dim: float) -> dict[str, Any]:
@@ -40,11 +23,11 @@ def yarn(mscale: float, mscale_all_dim: float) -> dict[str, Any]:
 
 
 def v3(options: dict[str, Any], **kwargs: Any) -> Case:
-    return Case("deepseek_v3", SIZES | options, **kwargs)
+    return Case("deepseek_v3", DEEPSEEK | options, **kwargs)
 
 
 def v2(options: dict[str, Any], **kwargs: Any) -> Case:
-    sizes = {name: value for name, value in SIZES.items() if name != "num_nextn_predict_layers"}
+    sizes = {name: value for name, value in DEEPSEEK.items() if name != "num_nextn_predict_layers"}
     return Case("deepseek_v2", sizes | options, **kwargs)
 
 

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoints import checkpoint, random_prompts
+from tests.checkpoints import DEEPSEEK, checkpoint, random_prompts
 from tests.engines import counter, engine, greedy, token_ids
 from tests.reference import torch_reference
-from tests.reference.test_deepseek import SIZES as DEEPSEEK
 from tests.reference.torch_reference import LEAST_MARGIN
 from vllm_ms_models.layers.mla import EXPAND_FROM
 

@@ -9,13 +9,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from tests.checkpoints import checkpoint
-from tests.reference.test_deepseek import SIZES as LATENT
+from tests.checkpoints import DEEPSEEK, checkpoint
 from tests.reference.test_mixtures import FAMILIES as MIXTURES
 from vllm_ms_models import kernels, registry
 from vllm_ms_models.checkpoint import CheckpointError, list_tensors, load
 from vllm_ms_models.checkpoint.loader import LoadReport
 from vllm_ms_models.distributed.group import Group
+from vllm_ms_models.distributed.rows import DataParallel
 from vllm_ms_models.distributed.stage import Stage
 from vllm_ms_models.kernels.reference import ReferenceKernels
 from vllm_ms_models.layers.context import ModelContext
@@ -26,18 +26,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"num_key_value_heads": KV_HEADS},
     "llama": {"num_key_value_heads": KV_HEADS},
     "qwen3_moe": {"num_key_value_heads": KV_HEADS} | MIXTURES["qwen3_moe"],
-    "deepseek_v3": LATENT,
+    "deepseek_v3": DEEPSEEK,
 }
 # What every rank has: norms, the latent projections of DeepSeek, routers.
 WHOLE = ("norm", ".q_a_proj.", ".kv_a_proj_with_mqa.", ".gate.")
 ALONE, ALL_LAYERS = Group(), Stage()
 
 
-def read_part(folder: Path, group: Group = ALONE, stage: Stage = ALL_LAYERS) -> LoadReport:
-    """What a process of `group` and `stage` reads."""
+def read_part(folder: Path, group: Group = ALONE, stage: Stage = ALL_LAYERS, **options: Any) -> LoadReport:
+    """What a process of `group` and `stage` reads; `options` are others of ModelContext."""
     kernels.use(ReferenceKernels())
     config = AutoConfig.from_pretrained(folder)
-    context = ModelContext(ms.float32, 256, group, pipeline=stage)
+    context = ModelContext(ms.float32, 256, group, pipeline=stage, **options)
     model = registry.lookup(config.architectures[0])(config, context)
     cells = [cell for _, cell in model.cells_and_names() if hasattr(cell, "slots")]
     return load(folder, [slot for cell in cells for slot in cell.slots()], ignored=model.elsewhere, progress=False)
@@ -73,6 +73,20 @@ def test_stages_read_the_checkpoint_once(family: str, size: int, tied: bool) -> 
     parts = [read_part(folder, stage=stage) for stage in stages_of(size)]
     assert sum(part.bytes_read for part in parts) == whole + tied * tensors["model.embed_tokens.weight"].nbytes
     assert sum(part.tensors for part in parts) == len(tensors) + tied
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("whole_experts", [False, True])
+def test_experts_are_read_once(family: str, size: int, whole_experts: bool) -> None:
+    """By two data-parallel ranks of `size` tensor-parallel ones each; they read all else as one data-parallel rank."""
+    folder = checkpoint(family, **OPTIONS, **FAMILIES[family])
+    experts = sum(info.nbytes for name, info in list_tensors(folder).items() if ".experts." in name)
+    alone = sum(read_part(folder, Group(rank, size)).bytes_read for rank in range(size))
+    for data in range(2):
+        options: dict[str, Any] = {"data_parallel": DataParallel(Group(data, 2)), "expert_parallel": whole_experts}
+        read = sum(read_part(folder, Group(rank, size), **options).bytes_read for rank in range(size))
+        assert read == alone - experts / 2
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,24 +10,9 @@ from torch import nn
 from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek
 
-from tests.checkpoints import checkpoint
+from tests.checkpoints import DEEPSEEK, checkpoint
 
-SIZES: dict[str, Any] = {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 24,
-    "kv_lora_rank": 32,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 16,
-    "moe_intermediate_size": 32,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "n_group": 2,
-    "topk_group": 1,
-    "first_k_dense_replace": 1,
-    "n_shared_experts": 1,
-    "num_nextn_predict_layers": 1,
-}
+SIZES = DEEPSEEK | {"n_group": 2, "num_nextn_predict_layers": 1}
 LAYERS, HIDDEN = 3, 64
 PREFIX = f"model.layers.{LAYERS}."
 
