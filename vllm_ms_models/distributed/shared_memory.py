@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,8 @@ class _Place:
     host: str  # the running system, and how it numbers this rank's processes
     process: int
     cpus: frozenset[int]
-    memory: int = -1  # descriptor, of rank 0
-    token: bytes = b""  # what is behind the memory, of rank 0
+    memory: tuple[int, int] = (-1, 0)  # descriptor and bytes, of rank 0
+    token: bytes = b""  # what is behind these bytes, of rank 0
 
 
 def share_memory(general: Group, name: str, functions: Any, exchange: Callable[[Any], list[Any]]) -> Group:
@@ -88,8 +88,8 @@ def share_memory(general: Group, name: str, functions: Any, exchange: Callable[[
             places = exchange(_place(general, functions, until_joined))
             ranks = _join(general.rank, places, name, functions)
             fault = ""
-        except (OSError, MemoryError, ValueError) as error:
-            fault = str(error) or type(error).__name__
+        except (OSError, ValueError) as error:
+            fault = str(error)
         faults = [fault for fault in exchange(fault) if fault]
     if not faults:
         return SharedMemoryGroup(general.rank, general.size, functions, ranks, general)
@@ -107,18 +107,17 @@ def _place(group: Group, functions: Any, until_joined: ExitStack) -> _Place | st
         place = _Place(host, os.getpid(), frozenset(os.sched_getaffinity(0)))
         if group.rank > 0:
             return place
-        size, token = functions.shared_bytes(group.size), os.urandom(_TOKEN_BYTES)
-        memory = os.memfd_create("vllm_ms_models")
+        memory, size = functions.new_shared_memory(group.size)
         until_joined.callback(os.close, memory)
-        os.ftruncate(memory, size)
+        token = os.urandom(_TOKEN_BYTES)
         os.pwrite(memory, token, size)
-        return _Place(place.host, place.process, place.cpus, memory, token)
+        return replace(place, memory=(memory, size), token=token)
     except (OSError, ValueError) as error:
         return str(error)
 
 
 def _join(rank: int, places: Sequence[_Place | str], name: str, functions: Any) -> Any:
-    """This rank's way to the memory and to the others. Raises OSError, MemoryError or ValueError."""
+    """This rank's way to the memory and to the others. Raises OSError or ValueError."""
     known = [place for place in places if isinstance(place, _Place)]
     if len(known) < len(places):
         raise ValueError(next(place for place in places if isinstance(place, str)))
@@ -126,16 +125,12 @@ def _join(rank: int, places: Sequence[_Place | str], name: str, functions: Any) 
     if any(place.host != first.host for place in known):
         raise ValueError("they are on several hosts, or in containers that do not see each other.")
     cpus = frozenset[int]().union(*(place.cpus for place in known))
-    with ExitStack() as opened:
-        memory = os.open(f"/proc/{first.process}/fd/{first.memory}", os.O_RDWR | os.O_CLOEXEC)
-        with ExitStack() as mapped:
-            mapped.callback(os.close, memory)
-            if os.pread(memory, _TOKEN_BYTES, functions.shared_bytes(len(known))) != first.token:
-                raise ValueError(f"process {first.process} is not rank 0 here.")
-            processes = []
-            for place in known:
-                processes.append(os.pidfd_open(place.process))
-                opened.callback(os.close, processes[-1])
-            ranks = functions.join_ranks(memory, rank, tuple(processes), len(known) > len(cpus), name)
-        opened.pop_all()  # they are closed with `ranks`
-    return ranks
+    descriptor, size = first.memory
+    memory = os.open(f"/proc/{first.process}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if os.pread(memory, _TOKEN_BYTES, size) != first.token:
+            raise ValueError(f"process {first.process} is not rank 0 here.")
+        processes = tuple(place.process for place in known)
+        return functions.join_ranks(memory, rank, processes, len(known) > len(cpus), name)
+    finally:
+        os.close(memory)

@@ -4,7 +4,8 @@
 // left alone: the result is None.
 #pragma once
 
-#include <new>
+#include <cerrno>
+#include <system_error>
 
 #include "calls.h"
 #include "collectives.h"
@@ -24,21 +25,22 @@ bool signal_raised() {
 
 Ranks* read_ranks(PyObject* object) { return static_cast<Ranks*>(PyCapsule_GetPointer(object, kRanksCapsule)); }
 
-// shared_bytes(size) -> what join_ranks maps
-PyObject* shared_bytes(PyObject*, PyObject* size) {
+// new_shared_memory(size) -> (descriptor, bytes) of what ranks map
+PyObject* new_shared_memory(PyObject*, PyObject* size) {
   const long ranks = PyLong_AsLong(size);
   if (PyErr_Occurred()) return nullptr;
   if (ranks < 1 || ranks > kMaxRanks)
     return PyErr_Format(PyExc_ValueError, "%ld ranks cannot share memory; at most %d can.", ranks, kMaxRanks);
-  return PyLong_FromLong(Ranks::bytes(int(ranks)));
+  const int memory = Ranks::new_memory(int(ranks));
+  return memory < 0 ? PyErr_SetFromErrno(PyExc_OSError) : Py_BuildValue("il", memory, Ranks::bytes(int(ranks)));
 }
 
-// join_ranks(memory, rank, descriptors of the processes, crowded, name) -> ranks; the descriptors are closed with it
+// join_ranks(memory, rank, numbers of the processes, crowded, name) -> ranks
 PyObject* join_ranks(PyObject*, PyObject* const* objects, Py_ssize_t count) {
   if (!expect(count, 5)) return nullptr;
   Ranks::Setup setup;
   unpack(objects[0], setup.memory), unpack(objects[1], setup.rank), unpack(objects[3], setup.crowded);
-  if (!PyTuple_Check(objects[2])) return PyErr_Format(PyExc_TypeError, "The processes are a tuple of descriptors.");
+  if (!PyTuple_Check(objects[2])) return PyErr_Format(PyExc_TypeError, "The processes are a tuple of numbers.");
   setup.size = int(PyTuple_GET_SIZE(objects[2]));
   for (int i = 0; i < setup.size; ++i) {
     setup.processes.push_back(0);
@@ -50,8 +52,9 @@ PyObject* join_ranks(PyObject*, PyObject* const* objects, Py_ssize_t count) {
   Ranks* ranks = nullptr;
   try {
     ranks = new Ranks(setup, signal_raised);
-  } catch (const std::bad_alloc&) {
-    return PyErr_NoMemory();
+  } catch (const std::system_error& error) {
+    errno = error.code().value();
+    return PyErr_SetFromErrno(PyExc_OSError);
   }
   return PyCapsule_New(ranks, kRanksCapsule, [](PyObject* capsule) { delete read_ranks(capsule); });
 }

@@ -116,7 +116,7 @@ PyMethodDef kKernels[] = {
     FAST("mla_prefill", mla_prefill),   FAST("join_ranks", join_ranks),     FAST("all_reduce", all_reduce),
     FAST("all_gather", all_gather),     FAST("all_to_all", all_to_all),     FAST("reduce_scatter", reduce_scatter),
     FAST("broadcast", broadcast),       {"barrier", barrier, METH_O, nullptr},
-    {"shared_bytes", shared_bytes, METH_O, nullptr},
+    {"new_shared_memory", new_shared_memory, METH_O, nullptr},
 };
 
 // kernels(name) -> module of the kernels for an instruction set

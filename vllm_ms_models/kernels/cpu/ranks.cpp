@@ -14,6 +14,7 @@
 #include "ranks.h"
 
 #include <linux/futex.h>
+#include <linux/memfd.h>
 #include <poll.h>
 #include <sched.h>
 #include <sys/mman.h>
@@ -21,7 +22,8 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <new>
+#include <cerrno>
+#include <system_error>
 
 #include "threads.h"
 #include "waiting.h"
@@ -31,6 +33,7 @@ namespace {
 
 constexpr long kSpinNanoseconds = 100 * 1000;
 constexpr int kYields = 20;
+constexpr long kPidfdOpen = 434;  // on every machine
 constexpr timespec kPatience = {0, 100 * 1000 * 1000};
 
 }  // namespace
@@ -47,17 +50,33 @@ const char* const Ranks::kInterrupted = "A signal has interrupted a collective."
 
 long Ranks::bytes(int size) { return size * (long(sizeof(Line)) + 2 * kCapacity); }
 
-Ranks::Ranks(const Setup& setup, bool (*interrupted)()) : setup_(setup), interrupted_(interrupted), process_(getpid()) {
+int Ranks::new_memory(int size) {
+  const int memory = int(syscall(SYS_memfd_create, "vllm_ms_models", MFD_CLOEXEC));
+  if (memory < 0 || ftruncate(memory, bytes(size)) == 0) return memory;
+  close(memory);
+  return -1;
+}
+
+Ranks::Descriptors::~Descriptors() {
+  for (int descriptor : *this) close(descriptor);
+}
+
+Ranks::Ranks(const Setup& setup, bool (*interrupted)())
+    : setup_(setup), interrupted_(interrupted), process_(getpid()) {
   static_assert(std::atomic<uint32_t>::is_always_lock_free && kCapacity % 4096 == 0);
+  for (int process : setup.processes) {  // by their system calls: C libraries and Pythons may be too old to have them
+    const int watched = int(syscall(kPidfdOpen, process, 0));
+    if (watched < 0) throw std::system_error(errno, std::generic_category());
+    watched_.push_back(watched);
+  }
   void* start = mmap(nullptr, size_t(bytes(setup.size)), PROT_READ | PROT_WRITE, MAP_SHARED, setup.memory, 0);
-  if (start == MAP_FAILED) throw std::bad_alloc();
+  if (start == MAP_FAILED) throw std::system_error(errno, std::generic_category());
   memory_ = static_cast<char*>(start);
 }
 
 Ranks::~Ranks() {
   if (process_ == getpid() && broken_.empty()) give_up("It was left.");  // the child of a fork is no rank
   munmap(memory_, size_t(bytes(setup_.size)));
-  for (int process : setup_.processes) close(process);
 }
 
 char* Ranks::area(int other, uint32_t step) const { return memory_ + (2 * other + (step & 1)) * kCapacity; }
@@ -104,7 +123,7 @@ const char* Ranks::await(int other) {
   for (;;) {
     sleep(other_line);
     if (is_here(other_line)) return nullptr;
-    pollfd process = {setup_.processes[size_t(other)], POLLIN, 0};
+    pollfd process = {watched_[size_t(other)], POLLIN, 0};
     const bool ended = poll(&process, 1, 0) > 0, gave_up = other_line.gave_up.load(std::memory_order_seq_cst);
     if (is_here(other_line)) return nullptr;  // its last deed
     if (ended || gave_up)

@@ -15,7 +15,7 @@ class Ranks {
   struct Setup {
     int memory;                  // descriptor of `bytes(size)` bytes of memory that all of them map, zeros at first
     int rank, size;              // this process's number, and how many there are
-    std::vector<int> processes;  // descriptors of the processes (pidfd_open) by rank; they become this object's
+    std::vector<int> processes;  // their numbers, by rank
     bool crowded;                // there are more of them than CPUs
     std::string name;
   };
@@ -23,7 +23,11 @@ class Ranks {
   static long bytes(int size);
   static constexpr long kCapacity = 512 << 10;  // bytes that a rank can write before they meet
 
-  // Maps the memory; throws std::bad_alloc if that cannot be. `interrupted` is asked while others let one wait.
+  // A descriptor of such memory, which has no name. -1 and errno if there is none.
+  static int new_memory(int size);
+
+  // Throws std::system_error if the memory cannot be mapped or a process not be watched. `interrupted` is asked while
+  // others let one wait.
   Ranks(const Setup& setup, bool (*interrupted)());
   ~Ranks();
   Ranks(const Ranks&) = delete;
@@ -53,7 +57,12 @@ class Ranks {
   const char* await(int other);
   const char* give_up(const char* message);
 
+  struct Descriptors : std::vector<int> {
+    ~Descriptors();
+  };
+
   Setup setup_;
+  Descriptors watched_;  // the processes (pidfd_open), by rank
   bool (*interrupted_)();
   int process_;
   char* memory_;
