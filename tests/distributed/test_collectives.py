@@ -9,21 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.distributed.rank_process import launch
 from vllm_ms_models import cores
 from vllm_ms_models.distributed.group import Group
 
-RANK = Path(__file__).with_name("collective_rank.py")
-
 
 def test_collectives_between_processes(tmp_path: Path) -> None:
-    """Three ranks, each a process of its own that compares with NumPy (collective_rank.py)."""
-    command = [sys.executable, str(RANK), str(tmp_path / "store"), "3"]
-    ranks = [
-        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for rank in range(3)
-    ]
+    """Three ranks, each a process of its own that compares with torch (collective_rank.py)."""
+    ranks = launch("collective_rank", 3, tmp_path)
     for rank, process in enumerate(ranks):
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, output[-4000:]
         assert f"rank {rank} is done" in output
 
@@ -65,6 +60,7 @@ def test_threads_of_a_core_stay_together(tmp_path: Path, monkeypatch: pytest.Mon
 
 BOUND = """
 import os, threading
+from tests.distributed.rank_process import launch
 from vllm_ms_models import cores
 waits = threading.Event()
 before = threading.Thread(target=waits.wait, daemon=True)

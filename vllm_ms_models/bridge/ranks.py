@@ -1,22 +1,27 @@
 """vLLM's process groups as the `Group` that layers talk to.
 
-gloo works on the tensors' own memory, which torch and MindSpore share; a sum of 16-bit floats is rounded once for each
-rank that is added.
+Ranks of one host share memory (distributed/shared_memory.py), others send messages by gloo. That works on the tensors'
+own memory, which torch and MindSpore share; a sum of 16-bit floats is rounded once for each rank that is added.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from mindspore import Tensor
 from vllm.config import ParallelConfig
-from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+from vllm.distributed.parallel_state import GroupCoordinator, get_pp_group, get_tp_group
 from vllm.distributed.utils import get_pp_indices
 
+from vllm_ms_models import kernels
 from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
 from vllm_ms_models.distributed.group import Group
+from vllm_ms_models.distributed.shared_memory import share_memory
 from vllm_ms_models.distributed.stage import Stage
+from vllm_ms_models.kernels.cpu import CpuKernels
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,36 @@ def _shared(x: Tensor) -> tuple[Tensor, torch.Tensor]:
     return x, to_torch(x)
 
 
+# vLLM's short names of its groups.
+_NAMES = {"tp": "tensor parallel", "pp": "pipeline parallel", "dp": "data parallel", "ep": "expert parallel"}
+
+_made: WeakKeyDictionary[GroupCoordinator, Group] = WeakKeyDictionary()
+
+
+def make_group(coordinator: GroupCoordinator) -> Group:
+    """The ranks of one of vLLM's groups, by the quickest way there is; each of them calls this. Made once."""
+    if coordinator.world_size == 1:
+        return Group()
+    if coordinator not in _made:
+        general = TorchGroup(coordinator.rank_in_group, coordinator.world_size, coordinator.device_group)
+        name = coordinator.unique_name.split(":")[0]
+        active = kernels.get()
+        functions = active.collectives if isinstance(active, CpuKernels) else None
+        exchange = partial(_everyones, process_group=coordinator.cpu_group)
+        _made[coordinator] = share_memory(general, _NAMES.get(name, name), functions, exchange)
+    return _made[coordinator]
+
+
+def _everyones(value: Any, process_group: dist.ProcessGroup) -> list[Any]:
+    """What every rank gave, by rank."""
+    values = [None] * dist.get_world_size(process_group)
+    dist.all_gather_object(values, value, process_group)
+    return values
+
+
 def tensor_parallel_group(config: ParallelConfig) -> Group:
     """That of this process, once vLLM has set up its groups."""
-    if config.tensor_parallel_size == 1:
-        return Group()
-    group = get_tp_group()
-    return TorchGroup(group.rank_in_group, group.world_size, group.device_group)
+    return Group() if config.tensor_parallel_size == 1 else make_group(get_tp_group())
 
 
 def pipeline_stage(config: ParallelConfig, num_layers: int) -> Stage:

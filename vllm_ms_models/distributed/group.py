@@ -10,7 +10,8 @@ class Group:
     """This process's place among `size` ranks.
 
     A collective is called by all ranks, in the same order and with equal shapes. This class does them for one rank,
-    where they change nothing; for several ranks, a subclass overrides them (bridge/ranks.py: vLLM's process groups).
+    where they change nothing; for several ranks, a subclass overrides them (shared_memory.py: those of one host;
+    bridge/ranks.py: vLLM's process groups).
     All results are the same, to the bit, on every rank that gets them. `x` may be changed: only the result counts.
     """
 

@@ -83,6 +83,11 @@ class CpuKernels(Kernels):
         threads = self._module.threads()
         return f"C++ ({_NAMES[self.isa]}, {threads} thread{'s' if threads != 1 else ''})"
 
+    @property
+    def collectives(self) -> Any:
+        """The compiled functions of ranks that share memory (calls_collectives.h)."""
+        return self._kernels
+
     # --- weights -----------------------------------------------------------------------------------------------
 
     def new_weight(self, sizes: Sequence[int], in_features: int, dtype: ms.Type) -> PackedWeight:

@@ -8,6 +8,7 @@
 //   L1 between the passes. add_rms_norm rounds x + residual to the storage type in the first pass and normalises the
 //   *rounded* value, because that is what the next layer's residual will be.
 // * gate_and_mul: silu or gelu from simd.h (relative error about 1e-7, the erf form 4e-7 in its negative tail).
+// * add_parts: four vectors of each array at a time, so that the sums of long lists of arrays stay in registers.
 // * rotary: cos and sin come as float32 rows, one per position; pairs are (i, i + r/2) or (2i, 2i + 1).
 
 #include <type_traits>
@@ -87,6 +88,34 @@ static void gate_values(const T* gate, const T* up, T* out, long count, const Ac
       write(out + first + i, activation(read(gate + first + i, n)) * read(up + first + i, n), n);
     });
   });
+}
+
+// Floats; `n` values from `i`.
+template <int kVectors, class T>
+INLINE void add_vectors(const void* const* parts, int count, T* out, long i, long n) {
+  vf sums[kVectors];
+  UNROLL for (int u = 0; u < kVectors; ++u) sums[u] = read(static_cast<const T*>(parts[0]) + i + u * VW, n);
+  for (int part = 1; part < count; ++part)
+    UNROLL for (int u = 0; u < kVectors; ++u) sums[u] += read(static_cast<const T*>(parts[part]) + i + u * VW, n);
+  UNROLL for (int u = 0; u < kVectors; ++u) write(out + i + u * VW, sums[u], n);
+}
+
+template <class T>
+static void add_floats(const void* const* parts, int count, T* out, long begin, long end) {
+  long i = begin;
+  for (; i + 4 * VW <= end; i += 4 * VW) add_vectors<4>(parts, count, out, i, VW);
+  for_vectors(end - i, [&](long j, long n) { add_vectors<1>(parts, count, out, i + j, n); });
+}
+
+// Sums of integers wrap around.
+template <class T>
+static void add_integers(const void* const* parts, int count, T* out, long begin, long end) {
+  using Unsigned = std::make_unsigned_t<T>;
+  for (long i = begin; i < end; ++i) {
+    Unsigned total = 0;
+    for (int part = 0; part < count; ++part) total = Unsigned(total + Unsigned(static_cast<const T*>(parts[part])[i]));
+    out[i] = T(total);
+  }
 }
 
 // Pairs (i, i + half).
@@ -182,6 +211,17 @@ const char* gate_and_mul(const void* gate, const void* up, void* out, int dtype,
   else if (dtype == kBfloat16) run(static_cast<Bf16*>(out));
   else run(static_cast<F16*>(out));
   return nullptr;
+}
+
+void add_parts(const void* const* parts, int count, void* out, int dtype, long items) {
+  parallel_ranges(items, dtype_size(dtype) * (count + 1), [&](long begin, long end) {
+    if (dtype == kFloat32) add_floats(parts, count, static_cast<float*>(out), begin, end);
+    else if (dtype == kBfloat16) add_floats(parts, count, static_cast<Bf16*>(out), begin, end);
+    else if (dtype == kFloat16) add_floats(parts, count, static_cast<F16*>(out), begin, end);
+    else if (dtype == kInt32) add_integers(parts, count, static_cast<int32_t*>(out), begin, end);
+    else if (dtype == kInt64) add_integers(parts, count, static_cast<int64_t*>(out), begin, end);
+    else add_integers(parts, count, static_cast<int8_t*>(out), begin, end);
+  });
 }
 
 const char* rotary(const RotaryCall& call) {

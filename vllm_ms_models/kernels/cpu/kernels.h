@@ -145,6 +145,9 @@ struct WriteCall {
   const int64_t* slots;
 };
 
+// The sum of `count` arrays of one dtype, added in their order (floats in float32, rounded once). `out` may be one of them.
+using AddParts = void (*)(const void* const* parts, int count, void* out, int dtype, long items);
+
 // Functions return null, or a sentence for ValueError.
 struct Functions {
   const char* (*pack_rows)(const Packed& weight, int part, long first_row, const void* source, int dtype, long rows,
@@ -160,6 +163,7 @@ struct Functions {
   const char* (*rotary)(const RotaryCall& call);
   const char* (*write_kv)(const WriteCall& call);
   const char* (*attention)(const AttentionCall& call);
+  AddParts add_parts;
 };
 
 }  // namespace vllm_ms
@@ -203,4 +207,5 @@ void round_rows(const float* values, long rows, long columns, int8_t* to, float*
   const char* gate_and_mul(const void*, const void*, void*, int, long, Gate);                 \
   const char* rotary(const RotaryCall&);                                                      \
   const char* write_kv(const WriteCall&);                                                     \
-  const char* attention(const AttentionCall&);
+  const char* attention(const AttentionCall&);                                                \
+  void add_parts(const void* const*, int, void*, int, long);

@@ -38,7 +38,16 @@ KERNELS = (
     "experts",
     "pack",
 )  # once per ISA, slowest first
-COMMON = ("module", "memory", "threads", "pack_integers", "float8", "routing")  # compiled once, for any machine
+COMMON = (  # compiled once, for any machine
+    "module",
+    "memory",
+    "threads",
+    "pack_integers",
+    "float8",
+    "routing",
+    "ranks",
+    "collectives",
+)
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")

@@ -9,6 +9,7 @@
 
 #include <cstring>
 
+#include "calls_collectives.h"
 #include "calls_experts.h"
 #include "calls_prefill.h"
 #include "threads.h"
@@ -55,7 +56,7 @@ bool has_portable() { return true; }
   {#isa,                                                                                                           \
    has_##isa,                                                                                                      \
    {isa::pack_rows, isa::embedding, isa::linear, isa::experts, isa::rms_norm, isa::add_rms_norm, isa::gate_and_mul, \
-    isa::rotary, isa::write_kv, isa::attention}},
+    isa::rotary, isa::write_kv, isa::attention, isa::add_parts}},
 const Isa kIsas[] = {VLLM_MS_EACH_ISA(X)};  // best first
 #undef X
 
@@ -112,7 +113,10 @@ PyMethodDef kKernels[] = {
     FAST("add_rms_norm", add_rms_norm), FAST("gate_and_mul", gate_and_mul), FAST("rotary", rotary),
     FAST("write_kv", write_kv),         FAST("attention", attention),       FAST("experts", experts),
     FAST("linear_heads", linear_heads), FAST("write_latent", write_latent), FAST("mla_attention", mla_attention),
-    FAST("mla_prefill", mla_prefill),
+    FAST("mla_prefill", mla_prefill),   FAST("join_ranks", join_ranks),     FAST("all_reduce", all_reduce),
+    FAST("all_gather", all_gather),     FAST("all_to_all", all_to_all),     FAST("reduce_scatter", reduce_scatter),
+    FAST("broadcast", broadcast),       {"barrier", barrier, METH_O, nullptr},
+    {"new_shared_memory", new_shared_memory, METH_O, nullptr},
 };
 
 // kernels(name) -> module of the kernels for an instruction set

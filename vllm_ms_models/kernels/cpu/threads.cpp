@@ -42,6 +42,7 @@
 #include <new>
 
 #include "memory.h"
+#include "waiting.h"
 
 namespace vllm_ms {
 namespace {
@@ -73,20 +74,6 @@ struct Worker {
 std::atomic<Pool*> active{nullptr};
 std::atomic<bool> busy{false};
 std::atomic<int> forced{0}, limit{0};
-
-void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-long now() {
-  timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return time.tv_sec * 1000000000L + time.tv_nsec;
-}
 
 thread_local bool inside = false;  // a chunk
 
