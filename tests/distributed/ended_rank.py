@@ -32,7 +32,7 @@ def main() -> None:
         try:
             group.barrier()
         except RuntimeError as later:
-            print(f"{time.monotonic()} {count} {error} | {later}")
+            print(f"{time.monotonic()} {count} {error} | {later}", flush=True)
 
 
 if __name__ == "__main__":
