@@ -1,37 +1,36 @@
-"""Processes that outlive the program which started them: found by a variable that they all inherit, and ended."""
+"""Processes that outlive the program which started them; a program that leads a session is known by that."""
 
 import contextlib
-import secrets
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import psutil
 
-_VARIABLE = "STARTED_BY_TEST"
-
 
 @contextlib.contextmanager
-def none_left(variables: Mapping[str, str], seconds: float = 20) -> Iterator[dict[str, str]]:
-    """`variables` and one more for a program that the block starts: AssertionError if a process with it is still there
-    `seconds` after the block; it is killed. A block that fails has its processes killed at once.
+def none_left(seconds: float = 20) -> Iterator[list[int]]:
+    """The block appends leaders of sessions: AssertionError if a process of theirs is there `seconds` after the block.
+
+    Such processes are killed, and those of a block that fails at once.
     """
-    mark = secrets.token_hex(8)
+    sessions: list[int] = []
     try:
-        yield {**variables, _VARIABLE: mark}
+        yield sessions
         end = time.monotonic() + seconds
-        while (found := _marked(mark)) and time.monotonic() < end:
+        while (found := _processes_of(sessions)) and time.monotonic() < end:
             time.sleep(0.2)
         assert not found, f"left behind: {found}"
     finally:
-        for process in _marked(mark):
+        for process in _processes_of(sessions):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
 
-def _marked(mark: str) -> list[psutil.Process]:
+def _processes_of(sessions: list[int]) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.environ().get(_VARIABLE) == mark and process.status() != psutil.STATUS_ZOMBIE:
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getsid(process.pid) in sessions and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found

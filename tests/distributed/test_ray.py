@@ -26,17 +26,17 @@ def test_ranks_on_two_nodes(layout: str, tmp_path: Path) -> None:
     prompts, answers = without_ties(model.model, 2 * model.tolerance)
     result = tmp_path / "result.npz"
     arguments = [str(model.folder), json.dumps(LAYOUTS[layout]), json.dumps(prompts), str(result)]
-    with none_left({"GLOO_SOCKET_IFNAME": "lo"}) as variables:
-        run = subprocess.run(
+    output = tmp_path / "output"
+    with none_left() as sessions, output.open("wb") as log:
+        program = subprocess.Popen(
             [sys.executable, str(PROGRAM), *arguments],
-            stdout=subprocess.PIPE,
+            stdout=log,
             stderr=subprocess.STDOUT,
-            text=True,
-            timeout=150,
-            env=os.environ | variables,
-            check=False,
+            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
+            start_new_session=True,
         )
-    assert run.returncode == 0, run.stdout[-6000:]
+        sessions.append(program.pid)
+        assert program.wait(150) == 0, output.read_text()[-6000:]
     with np.load(result) as arrays:
         tokens = [arrays[f"tokens {i}"].tolist() for i in range(len(prompts))]
         logprobs = [arrays[f"logprobs {i}"] for i in range(len(prompts))]

@@ -109,6 +109,11 @@ def _ranks(vllm_config: VllmConfig) -> Iterator[str]:
             f"--distributed-executor-backend uni has one process, which cannot be "
             f"{parallel.world_size} ranks; use mp, or leave it out."
         )
+    if parallel.nnodes > 1 and parallel.data_parallel_size > 1:
+        yield (
+            f"--nnodes {parallel.nnodes} is not supported with --data-parallel-size; "
+            "start the data-parallel ranks of other hosts with --headless instead."
+        )
     if parallel.use_ray:
         yield from _ray(parallel)
     yield from _stages(parallel.pipeline_parallel_size, vllm_config.model_config.hf_text_config.num_hidden_layers)
