@@ -2,8 +2,8 @@
 
 python ray_program.py FOLDER OPTIONS PROMPTS RESULT
 
-OPTIONS (those of `LLM`) and PROMPTS are JSON; RESULT is a file for tokens and log-probabilities, one array of each for
-every prompt. A program of its own, because Ray leaves threads in the process that uses it.
+OPTIONS (those of `LLM`) and PROMPTS are JSON; RESULT is a file for the tokens after all prompts and the log-probabilities
+within them, one prompt after another. A program of its own, because Ray leaves threads in the process that uses it.
 """
 
 import json
@@ -34,8 +34,7 @@ def answers(folder: str, options: dict[str, Any], prompts: list[list[int]], resu
         assert threads == [os.environ.get("OMP_NUM_THREADS")] * 2, threads
         outputs = greedy(llm, prompts, TOKENS, prompt_logprobs=-1)
         found = [distributions(output.prompt_logprobs, VOCABULARY) for output in outputs]
-    arrays = {f"tokens {i}": np.array(tokens) for i, tokens in enumerate(token_ids(outputs))}
-    np.savez(result, **arrays, **{f"logprobs {i}": logprobs for i, logprobs in enumerate(found)})
+    np.savez(result, tokens=np.array(token_ids(outputs)), logprobs=np.concatenate(found))
 
 
 def _threads(worker: Any) -> str | None:

@@ -38,6 +38,6 @@ def test_ranks_on_two_nodes(layout: str, tmp_path: Path) -> None:
         sessions.append(program.pid)
         assert program.wait(150) == 0, output.read_text()[-6000:]
     with np.load(result) as arrays:
-        tokens = [arrays[f"tokens {i}"].tolist() for i in range(len(prompts))]
-        logprobs = [arrays[f"logprobs {i}"] for i in range(len(prompts))]
+        ends = np.cumsum([len(prompt) - 1 for prompt in prompts])
+        tokens, logprobs = arrays["tokens"].tolist(), np.split(arrays["logprobs"], ends[:-1])
     check(tokens, logprobs, answers, model.tolerance)
