@@ -2,8 +2,9 @@
 
 python ray_program.py FOLDER OPTIONS PROMPTS RESULT
 
-OPTIONS (those of `LLM`) and PROMPTS are JSON; RESULT is a file for the tokens after all prompts and the log-probabilities
-within them, one prompt after another. A program of its own, because Ray leaves threads in the process that uses it.
+OPTIONS (those of `LLM`) and PROMPTS are JSON; RESULT is a file for the tokens after all prompts and the
+log-probabilities within them, one prompt after another. A program of its own, because Ray leaves threads in the process
+that uses it.
 """
 
 import json
