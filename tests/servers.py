@@ -71,23 +71,32 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
+def started(*arguments: str, port: int = 0, env: dict[str, str] | None = None) -> Iterator[Server]:
+    """`vllm serve arguments...`, whatever becomes of it; ended on exit."""
+    # An engine in this process has set the variable; the server is to choose by itself.
+    inherited = {name: value for name, value in os.environ.items() if name != "VLLM_WORKER_MULTIPROC_METHOD"}
+    with tempfile.TemporaryDirectory() as folder:
+        log_file = Path(folder) / "log"
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(
+                [VLLM, "serve", *arguments],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**inherited, **(env or {})},
+                start_new_session=True,
+            )
+        try:
+            yield Server(process, port, log_file)
+        finally:
+            _stop(process)
+
+
+@contextmanager
 def serve(
     model: str | Path, *arguments: str, env: dict[str, str] | None = None, seconds: float = 180
 ) -> Iterator[Server]:
     """`vllm serve model arguments...`, healthy; ended on exit."""
     port = free_port()
-    # An engine in this process has set the variable; the server is to choose by itself.
-    inherited = {name: value for name, value in os.environ.items() if name != "VLLM_WORKER_MULTIPROC_METHOD"}
-    with tempfile.TemporaryDirectory() as folder:
-        log_file = Path(folder) / "log"
-        command = [VLLM, "serve", str(model), "--host", "127.0.0.1", "--port", str(port), *arguments]
-        with log_file.open("wb") as log:
-            process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env={**inherited, **(env or {})}, start_new_session=True
-            )
-        try:
-            server = Server(process, port, log_file)
-            _wait_healthy(server, seconds)
-            yield server
-        finally:
-            _stop(process)
+    with started(str(model), "--host", "127.0.0.1", "--port", str(port), *arguments, port=port, env=env) as server:
+        _wait_healthy(server, seconds)
+        yield server

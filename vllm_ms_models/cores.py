@@ -4,6 +4,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+# Only Ray's actors that are ranks have it: OMP_NUM_THREADS as the user set it, or nothing.
+RAY_RANK = "VLLM_MS_RAY_OMP_NUM_THREADS"
+
 _CPUS = Path("/sys/devices/system/cpu")
 
 
@@ -31,6 +34,15 @@ def bind(rank: int, ranks: int) -> list[int]:
         except ProcessLookupError:  # it has ended meanwhile
             continue
     return cpus
+
+
+def restore_thread_limit() -> None:
+    """Take back Ray's OMP_NUM_THREADS=1 before the kernels start: the user's limit counts, or the rank's CPUs."""
+    given = os.environ.get(RAY_RANK)
+    if given:
+        os.environ["OMP_NUM_THREADS"] = given
+    elif given is not None:
+        os.environ.pop("OMP_NUM_THREADS", None)
 
 
 def _node(cpu: int) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vllm.platforms.cpu import CpuPlatform
 from vllm.platforms.interface import PlatformEnum
 
-from vllm_ms_models import memory, processes, registry, runtime
+from vllm_ms_models import cores, memory, processes, registry, runtime
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -37,6 +37,13 @@ class MindSporePlatform(CpuPlatform):
     device_name = "cpu"
     device_type = "cpu"
     dist_backend = "gloo"
+
+    @property
+    def ray_device_key(self) -> str:
+        """A Ray node's CPUs are what ranks are counted by; within a rank, of which vLLM asks the numbers of its devices
+        and Ray knows none for CPUs, the GPUs: it has none.
+        """
+        return "GPU" if cores.RAY_RANK in os.environ else "CPU"
 
     @classmethod
     def import_kernels(cls) -> None:
@@ -90,7 +97,7 @@ class MindSporePlatform(CpuPlatform):
         """As vLLM's, but our own variables are known."""
         from vllm import envs
 
-        known = {*envs.environment_variables, *runtime.ENVIRONMENT, *INTERNAL}
+        known = {*envs.environment_variables, *runtime.ENVIRONMENT, *INTERNAL, cores.RAY_RANK}
         for name in os.environ:
             if name.startswith("VLLM_") and name not in known:
                 message = f"Unknown environment variable {name}; vLLM and vllm-ms-models do not read it."
@@ -109,8 +116,13 @@ def _choose(vllm_config: "VllmConfig") -> None:
     from vllm_ms_models.bridge.loader import LOAD_FORMATS
     from vllm_ms_models.bridge.refusals import WORKER
 
-    if vllm_config.parallel_config.worker_cls == "auto":
-        vllm_config.parallel_config.worker_cls = WORKER
+    parallel = vllm_config.parallel_config
+    if parallel.worker_cls == "auto":
+        parallel.worker_cls = WORKER
+    if parallel.distributed_executor_backend == "ray":
+        from vllm_ms_models.bridge.ray_executor import RayExecutor
+
+        parallel.distributed_executor_backend = RayExecutor
     vllm_config.load_config.load_format = LOAD_FORMATS[vllm_config.load_config.load_format]
     if not vllm_config.cache_config.user_specified_block_size:
         vllm_config.cache_config.block_size = BLOCK_SIZE

@@ -48,6 +48,7 @@ class MindSporeWorker(Worker):
         if self.ranks_here > 1:
             cpus = cores.bind(number, self.ranks_here)  # before any thread of the kernels starts
             logger.info("Rank %d of %d here runs on the CPUs %s.", number, self.ranks_here, ", ".join(map(str, cpus)))
+        cores.restore_thread_limit()
         runtime.start(str(self.model_config.dtype).removeprefix("torch."))
         gc.freeze()  # collections while loading need not visit all that was imported: they took a third of the load
         set_random_seed(self.model_config.seed)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vllm import envs
-from vllm.config import ModelConfig, VllmConfig
+from vllm.config import ModelConfig, ParallelConfig, VllmConfig
 
 from vllm_ms_models import registry
 from vllm_ms_models.bridge import quantization, speculation
@@ -14,6 +14,7 @@ from vllm_ms_models.checkpoint.errors import CheckpointError
 
 WORKER = "vllm_ms_models.worker.MindSporeWorker"
 INT8_CACHE = "int8_per_token_head"  # vLLM's name of it
+EXECUTORS = (None, "mp", "uni")  # and Ray's
 BLOCK_MULTIPLE = 16  # the CPU kernels keep the positions of a cache block in panels of 16
 
 
@@ -108,7 +109,24 @@ def _ranks(vllm_config: VllmConfig) -> Iterator[str]:
             f"--distributed-executor-backend uni has one process, which cannot be "
             f"{parallel.world_size} ranks; use mp, or leave it out."
         )
+    if parallel.nnodes > 1 and parallel.data_parallel_size > 1:
+        yield (
+            f"--nnodes {parallel.nnodes} is not supported with --data-parallel-size; "
+            "start the data-parallel ranks of other hosts with --headless instead."
+        )
+    if parallel.use_ray:
+        yield from _ray(parallel)
     yield from _stages(parallel.pipeline_parallel_size, vllm_config.model_config.hf_text_config.num_hidden_layers)
+
+
+def _ray(parallel: ParallelConfig) -> Iterator[str]:
+    if not envs.VLLM_USE_RAY_V2_EXECUTOR_BACKEND:
+        yield "VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0 chooses a Ray executor that has no ranks on CPUs; unset it."
+    if parallel.data_parallel_size > 1:
+        yield (
+            "--distributed-executor-backend ray is not supported with --data-parallel-size; "
+            "start the data-parallel ranks of other hosts with --headless instead."
+        )
 
 
 def _stages(stages: int, layers: int) -> Iterator[str]:
@@ -129,7 +147,6 @@ def _sizes(vllm_config: VllmConfig) -> Iterator[tuple[str, int]]:
     parallel = vllm_config.parallel_config
     yield "--decode-context-parallel-size", parallel.decode_context_parallel_size
     yield "--prefill-context-parallel-size", parallel.prefill_context_parallel_size
-    yield "--nnodes", parallel.nnodes
 
 
 def _flags(vllm_config: VllmConfig) -> Iterator[tuple[str, Any]]:
@@ -153,7 +170,7 @@ def _flags(vllm_config: VllmConfig) -> Iterator[tuple[str, Any]]:
     yield f"--all2all-backend {parallel.all2all_backend}", parallel.all2all_backend != "allgather_reducescatter"
     placement = parallel.expert_placement_strategy
     yield f"--expert-placement-strategy {placement}", placement != "linear"
-    yield f"--distributed-executor-backend {executor}", executor not in (None, "mp", "uni")
+    yield f"--distributed-executor-backend {executor}", not (executor in EXECUTORS or parallel.use_ray)
     yield f"--worker-cls {parallel.worker_cls}", parallel.worker_cls not in ("auto", WORKER)
     yield "--attention-backend", vllm_config.attention_config.backend
     yield "--cpu-offload-gb", offload.uva.cpu_offload_gb

@@ -1,0 +1,58 @@
+"""Two Ray nodes of one CPU each on the loopback address, and an engine whose ranks are on both (test_ray.py).
+
+python ray_program.py FOLDER OPTIONS PROMPTS RESULT
+
+OPTIONS (those of `LLM`) and PROMPTS are JSON; RESULT is a file for the tokens after all prompts and the
+log-probabilities within them, one prompt after another. A program of its own, because Ray leaves threads in the process
+that uses it.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+import ray
+from ray.cluster_utils import Cluster
+
+from tests.engines import distributions, engine, greedy, token_ids
+from tests.quantization.comparison import TOKENS, VOCABULARY
+
+# Of the loopback network; Ray would take 127.0.0.1 for the host's address on another.
+ADDRESSES = ("127.0.0.2", "127.0.0.3")
+
+
+def answers(folder: str, options: dict[str, Any], prompts: list[list[int]], result: str) -> None:
+    with engine(folder, max_model_len=64, distributed_executor_backend="ray", **options) as llm:
+        executor = llm.llm_engine.engine_core.engine_core.model_executor
+        nodes = [handle.node_id for handle in executor.ray_worker_handles]
+        assert len(nodes) == len(set(nodes)) == 2, nodes
+        threads = executor.collective_rpc(_threads)
+        assert threads == [os.environ.get("OMP_NUM_THREADS")] * 2, threads
+        outputs = greedy(llm, prompts, TOKENS, prompt_logprobs=-1)
+        found = [distributions(output.prompt_logprobs, VOCABULARY) for output in outputs]
+    np.savez(result, tokens=np.array(token_ids(outputs)), logprobs=np.concatenate(found))
+
+
+def _threads(worker: Any) -> str | None:
+    return os.environ.get("OMP_NUM_THREADS")
+
+
+def main(folder: str, options: str, prompts: str, result: str) -> None:
+    cluster = Cluster()
+    try:
+        for address in ADDRESSES:
+            cluster.add_node(num_cpus=1, node_ip_address=address, include_dashboard=False)
+        ray.init(cluster.address, _node_ip_address=ADDRESSES[0])
+        answers(folder, json.loads(options), json.loads(prompts), result)
+        ray.shutdown()
+    finally:
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
