@@ -15,11 +15,11 @@ import signal
 import sys
 import threading
 import time
-from multiprocessing import connection
 
 logger = logging.getLogger("vllm.ms_models")
 
 GRACE = 5.0  # seconds to end in an orderly way
+_INTERVAL = 0.5  # seconds between looks at the parent
 _VLLM_PROCESSES = re.compile(r"EngineCore(_DP\d+)?|VllmWorker-\d+|ApiServer_\d+|VLLM_DP_Coordinator")
 _FRONT_END = "vllm.v1.engine.async_llm"  # logs an EngineDeadError when its engine has died
 
@@ -27,19 +27,18 @@ _FRONT_END = "vllm.v1.engine.async_llm"  # logs an EngineDeadError when its engi
 def end_with_parent() -> None:
     """In a process that vLLM has spawned: end soon after the one that started it; in any other, do nothing.
 
-    Forks are ended by the kernel (processes.py).
+    Called while modules are imported, when `multiprocessing.parent_process` is not known yet. Forks are ended by the
+    kernel (processes.py).
     """
-    parent = multiprocessing.parent_process()
-    if parent is not None and _VLLM_PROCESSES.fullmatch(multiprocessing.current_process().name):
-        threading.Thread(
-            target=_end_after, args=(parent.sentinel, parent.pid), name="EndWithParent", daemon=True
-        ).start()
+    if _VLLM_PROCESSES.fullmatch(multiprocessing.current_process().name):
+        threading.Thread(target=_end_after, args=(os.getppid(),), name="EndWithParent", daemon=True).start()
 
 
-def _end_after(sentinel: int, pid: int | None) -> None:
-    connection.wait([sentinel])
+def _end_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_INTERVAL)
     name = multiprocessing.current_process().name
-    logger.error("Process %s, which started %s, has ended without stopping it; %s ends too.", pid, name, name)
+    logger.error("Process %s, which started %s, has ended without stopping it; %s ends too.", parent, name, name)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
     os.kill(os.getpid(), signal.SIGKILL)
