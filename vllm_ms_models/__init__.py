@@ -7,7 +7,10 @@ __version__ = "0.1.0"
 
 
 def register_platform() -> str | None:
-    """Entry point `vllm.platform_plugins`: the path of the platform class."""
+    """Entry point `vllm.platform_plugins`: the path of the platform class. Called in every process of vLLM."""
+    from vllm_ms_models import faults
+
+    faults.end_with_parent()
     return "vllm_ms_models.platform.MindSporePlatform"
 
 

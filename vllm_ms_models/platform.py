@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vllm.platforms.cpu import CpuPlatform
 from vllm.platforms.interface import PlatformEnum
 
-from vllm_ms_models import cores, memory, processes, registry, runtime
+from vllm_ms_models import cores, faults, memory, processes, registry, runtime
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -70,6 +70,8 @@ class MindSporePlatform(CpuPlatform):
         for name in UNREAD.intersection(os.environ):
             logger.warning("%s has no effect here; OMP_NUM_THREADS and taskset choose threads and CPUs.", name)
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = processes.start_method()
+        if processes.is_vllm_command():
+            faults.fail_with_engine()
         parallel = vllm_config.parallel_config
         os.environ[RANKS_VARIABLE] = str(parallel.data_parallel_size_local * parallel.local_world_size)
 

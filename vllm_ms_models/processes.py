@@ -23,7 +23,7 @@ def start_method() -> str:
     """
     if "mindspore" in sys.modules or threading.active_count() > 1:
         return "spawn"
-    command = _is_vllm_command()
+    command = is_vllm_command()
     method = _set_by_user() or ("fork" if command and sys.platform.startswith("linux") else "spawn")
     if command and method == "fork":
         _prepare_forks()
@@ -40,7 +40,7 @@ def _set_by_user() -> str | None:
     return next((entry[len(start) :].decode() for entry in variables if entry.startswith(start)), None)
 
 
-def _is_vllm_command() -> bool:
+def is_vllm_command() -> bool:
     """Whether this process is `vllm ...` or `python -m vllm....`."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)

@@ -1,0 +1,103 @@
+"""A process of a server that dies under load: the server ends, its clients learn of it, and nothing is left.
+
+Real servers, forked (vLLM's command by default) and spawned. Every test starts a server of its own.
+"""
+
+import os
+import signal
+import socket
+import time
+
+import pytest
+
+from tests.distributed.faults import (
+    CLIENTS,
+    LAYOUTS,
+    LIMIT,
+    Crowd,
+    Process,
+    of_kind,
+    processes,
+    serving,
+    shared_memory,
+)
+from tests.servers import Server
+
+pytestmark = pytest.mark.serving
+
+# Kinds of processes of each layout.
+DYING = {
+    "one": ("engine", "server"),
+    "tp2": ("worker", "engine", "server"),
+    "pp2": ("worker", "engine", "server"),
+    "dp2": ("engine", "coordinator", "front end", "server"),
+    "dp2-ep": ("engine", "coordinator", "front end", "server"),
+}
+QUICK = (("tp2", "worker", "fork"), ("tp2", "server", "fork"))
+CASES = [
+    pytest.param(*case, id="-".join(case), marks=() if case in QUICK else pytest.mark.slow)
+    for case in ((layout, kind, method) for layout in LAYOUTS for kind in DYING[layout] for method in ("fork", "spawn"))
+]
+
+
+def wait_for_end(server: Server, end: float) -> list[Process]:
+    """Until no process is left, or until `end`: those that are left."""
+    while (left := processes(server)) and time.monotonic() < end:
+        server.process.poll()  # else it stays as a zombie
+        time.sleep(0.2)
+    return left
+
+
+def check_port(port: int) -> None:
+    """That a server could listen there again, as vLLM does."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+
+
+def check_report(server: Server, kind: str, number: int) -> None:
+    """The exit code and, of a process that died, a sentence."""
+    code = server.process.wait(1)
+    if number == signal.SIGKILL and kind == "server":
+        assert code == -signal.SIGKILL
+    elif number == signal.SIGKILL:
+        assert code > 0
+        assert "died" in server.log
+
+
+def end_under_load(server: Server, kind: str, number: int, limit: float, which: int = 0) -> None:
+    """Send a signal to a process of a server with clients, and check that all ends within `limit` seconds."""
+    with Crowd(server.url) as crowd:
+        crowd.enter(CLIENTS)
+        found = processes(server)
+        memory = shared_memory(found)
+        chosen = of_kind(found, kind, server)[which]
+        start = time.monotonic()
+        os.kill(chosen.pid, number)
+        crowd.enter(CLIENTS // 2, wait=False)
+        left = wait_for_end(server, start + limit)
+        outcomes = crowd.outcomes(max(1.0, start + limit - time.monotonic()))
+    assert not left
+    check_report(server, kind, number)
+    assert all(outcome.knows for outcome in outcomes), outcomes
+    assert max(outcome.ended for outcome in outcomes) - start < limit
+    check_port(server.port)
+    kept = [name for name in memory if name.exists()]
+    if kept and "force killing sub process" in server.log:
+        pytest.xfail(f"vLLM killed the process that would have removed {len(kept)} names in /dev/shm")
+    assert not kept
+
+
+@pytest.mark.parametrize(("layout", "kind", "method"), CASES)
+def test_a_killed_process(layout: str, kind: str, method: str) -> None:
+    env = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"} if method == "spawn" else {}
+    with serving(layout, env=env) as server:
+        end_under_load(server, kind, signal.SIGKILL, LIMIT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_server_that_is_told_to_stop(layout: str, number: signal.Signals) -> None:
+    with serving(layout) as server:
+        end_under_load(server, "server", number, LIMIT / 2)
