@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # Only Ray's actors that are ranks have it: OMP_NUM_THREADS as the user set it, or nothing.
-RAY_RANK = "VLLM_MS_RAY_OMP_NUM_THREADS"
+RAY_RANK = "RAY_RANK_OMP_NUM_THREADS"
 
 _CPUS = Path("/sys/devices/system/cpu")
 

@@ -99,7 +99,7 @@ class MindSporePlatform(CpuPlatform):
         """As vLLM's, but our own variables are known."""
         from vllm import envs
 
-        known = {*envs.environment_variables, *runtime.ENVIRONMENT, *INTERNAL, cores.RAY_RANK}
+        known = {*envs.environment_variables, *runtime.ENVIRONMENT, *INTERNAL}
         for name in os.environ:
             if name.startswith("VLLM_") and name not in known:
                 message = f"Unknown environment variable {name}; vLLM and vllm-ms-models do not read it."

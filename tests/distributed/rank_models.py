@@ -14,6 +14,7 @@ import torch
 
 from tests.checkpoints import checkpoint
 from tests.engines import distributions, engine, greedy, token_ids
+from tests.quantization import comparison
 from tests.quantization import test_quantized_experts as quantized_models
 from tests.quantization.comparison import TOKENS, VOCABULARY, differences
 from tests.quantization.models import SIZES, Exact, replace_module
@@ -36,6 +37,11 @@ class Model:
     folder: Path
     model: torch.nn.Module
     tolerance: float
+
+    @property
+    def margin(self) -> float:
+        """By how much each token is to be chosen at least: beyond rounding, but for what few positions see."""
+        return 2 * min(self.tolerance, comparison.UNIT_TOLERANCE)
 
 
 def in_parts(multiply: Multiply, size: int, x: np.ndarray) -> np.ndarray:

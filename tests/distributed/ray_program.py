@@ -25,6 +25,8 @@ from tests.quantization.comparison import TOKENS, VOCABULARY
 # Of the loopback network; Ray would take 127.0.0.1 for the host's address on another.
 ADDRESSES = ("127.0.0.2", "127.0.0.3")
 
+THREADS = os.environ.get("OMP_NUM_THREADS")  # before an engine sets it for its own processes
+
 
 def answers(folder: str, options: dict[str, Any], prompts: list[list[int]], result: str) -> None:
     with engine(folder, max_model_len=64, distributed_executor_backend="ray", **options) as llm:
@@ -32,7 +34,7 @@ def answers(folder: str, options: dict[str, Any], prompts: list[list[int]], resu
         nodes = [handle.node_id for handle in executor.ray_worker_handles]
         assert len(nodes) == len(set(nodes)) == 2, nodes
         threads = executor.collective_rpc(_threads)
-        assert threads == [os.environ.get("OMP_NUM_THREADS")] * 2, threads
+        assert threads == [THREADS] * 2, threads
         outputs = greedy(llm, prompts, TOKENS, prompt_logprobs=-1)
         found = [distributions(output.prompt_logprobs, VOCABULARY) for output in outputs]
     np.savez(result, tokens=np.array(token_ids(outputs)), logprobs=np.concatenate(found))
@@ -49,8 +51,8 @@ def main(folder: str, options: str, prompts: str, result: str) -> None:
             cluster.add_node(num_cpus=1, node_ip_address=address, include_dashboard=False)
         ray.init(cluster.address, _node_ip_address=ADDRESSES[0])
         answers(folder, json.loads(options), json.loads(prompts), result)
-        ray.shutdown()
     finally:
+        ray.shutdown()
         cluster.shutdown()
 
 

@@ -58,7 +58,7 @@ def test_tokens_and_logprobs(family: str, kind: str, layout: str) -> None:
     """Of every rank when all have work, and of each alone."""
     where = LAYOUTS[layout]
     model = made(family, kind, where.ranks, where.sharing)
-    prompts, answers = without_ties(model.model, 2 * model.tolerance)
+    prompts, answers = without_ties(model.model, model.margin)
     found = greedy_on_data_parallel_ranks(model.folder, prompts, TOKENS, 2, max_model_len=64, **where.options)
     for rank in range(2):
         outputs = [of_ranks[rank] for of_ranks in found]

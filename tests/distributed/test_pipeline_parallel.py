@@ -33,7 +33,7 @@ CASES = [
 def test_tokens_and_logprobs(family: str, kind: str, ranks: int) -> None:
     """Two stages, of one and of two tensor-parallel ranks."""
     model = made(family, kind, ranks, **OPTIONS[family])
-    prompts, answers = without_ties(model.model, 2 * model.tolerance)
+    prompts, answers = without_ties(model.model, model.margin)
     sizes = {"tensor_parallel_size": ranks, "pipeline_parallel_size": 2}
     check(*answers_of(model.folder, prompts, **sizes, **IN_CHUNKS), answers, model.tolerance)
 
@@ -76,7 +76,7 @@ def test_a_stage_without_full_attention() -> None:
 def test_as_one_process(family: str, kind: str) -> None:
     """Two and three stages, and two of two ranks, answer as one process does."""
     model = made(family, kind, 1, **OPTIONS[family])
-    prompts, _ = without_ties(model.model, 2 * model.tolerance)
+    prompts, _ = without_ties(model.model, model.margin)
     tokens, found = answers_of(model.folder, prompts)
     for ranks, stages in ((1, 2), (1, 3), (2, 2)):
         sizes = {"tensor_parallel_size": ranks, "pipeline_parallel_size": stages}

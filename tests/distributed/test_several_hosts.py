@@ -51,7 +51,7 @@ def tokens_of(server: Server, folder: Path, prompt: Sequence[int], rank: int | N
 def test_same_tokens(kind: str, family: str) -> None:
     """Of every rank; neither host leaves a process behind."""
     model = made(family, "float32", 2)
-    prompts, answers = without_ties(model.model, 2 * model.tolerance)
+    prompts, answers = without_ties(model.model, model.margin)
     given = [*SMALL, *on_both(kind)]
     with none_left() as sessions, ExitStack() as hosts:
         second = hosts.enter_context(started(str(model.folder), *given, *SECOND[kind], env=LOOPBACK))

@@ -25,7 +25,7 @@ CASES = [
 @pytest.mark.parametrize(("family", "kind", "size"), CASES)
 def test_tokens_and_logprobs(family: str, kind: str, size: int) -> None:
     model = made(family, kind, size)
-    prompts, answers = without_ties(model.model, 2 * model.tolerance)
+    prompts, answers = without_ties(model.model, model.margin)
     check(*answers_of(model.folder, prompts, tensor_parallel_size=size), answers, model.tolerance)
 
 
@@ -35,7 +35,7 @@ def test_tokens_and_logprobs(family: str, kind: str, size: int) -> None:
 def test_as_one_process(family: str, kind: str) -> None:
     """Two and four ranks answer as one does."""
     model = made(family, kind, 1)
-    prompts, _ = without_ties(model.model, 2 * model.tolerance)
+    prompts, _ = without_ties(model.model, model.margin)
     tokens, found = answers_of(model.folder, prompts)
     for size in (2, 4):
         others, logprobs = answers_of(model.folder, prompts, tensor_parallel_size=size)
