@@ -18,6 +18,7 @@ from vllm_ms_models.bridge.ranks import TorchGroup
 from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
 from vllm_ms_models.distributed.group import Group
 from vllm_ms_models.distributed.shared_memory import SharedMemoryGroup
+from vllm_ms_models.kernels.cpu import backend
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64, torch.int8)
@@ -106,6 +107,14 @@ def check_many(group: Group) -> None:
             group.barrier()
 
 
+def check_instruction_sets(general: Group) -> None:
+    """Sums of each that this machine runs."""
+    for isa in backend.load_module().isas():
+        group = rank_process.sharing(general, isa=isa)
+        for dtype in FLOATS + INTEGERS:
+            check(group, "all_reduce", (300, 37), dtype)
+
+
 def check_nothing_is_left() -> None:
     """No descriptor of the memory, no mapping, and never a name."""
     open_files = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
@@ -122,6 +131,7 @@ def main() -> None:
     assert "memfd:vllm_ms_models (deleted)" in Path("/proc/self/maps").read_text()
     check_all(group)
     check_many(group)
+    check_instruction_sets(general)
     del group
     check_nothing_is_left()
     assert isinstance(rank_process.sharing(general, compiled=general.rank != 1), TorchGroup)

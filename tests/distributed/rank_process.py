@@ -45,7 +45,7 @@ def exchange(value: Any, size: int) -> list[Any]:
     return values
 
 
-def sharing(general: Group, compiled: bool = True) -> Group:
+def sharing(general: Group, compiled: bool = True, isa: str | None = None) -> Group:
     """Of the same ranks, through shared memory if all of them say that their kernels are `compiled`."""
-    functions = CpuKernels().collectives if compiled else None
+    functions = CpuKernels(isa).collectives if compiled else None
     return share_memory(general, "tensor parallel", functions, partial(exchange, size=general.size))

@@ -1,7 +1,7 @@
 // The functions that Python calls for collectives through shared memory. Used by module.cpp only.
 //
-// `ranks` is what join_ranks returned. Tensors of other dtypes than the kernels', and those that are not contiguous, are
-// left alone: the result is None.
+// `ranks` is what join_ranks returned. Tensors of other dtypes than the kernels', and those that are not contiguous,
+// are left alone: the result is None.
 #pragma once
 
 #include <cerrno>

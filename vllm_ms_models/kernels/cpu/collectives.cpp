@@ -1,12 +1,11 @@
 // Collectives through shared memory (ranks.cpp), in pieces that fit into a rank's area.
 //
-// Between two meetings each rank writes piece i and reads what others wrote of piece i - 1, so that there is one meeting
-// for each piece, and one to begin with.
+// Between two meetings each rank writes piece i and reads what others wrote of piece i - 1: one meeting for each piece.
 //
-// A small sum is one piece: every rank writes all of its values, they meet, every rank adds all of them. A large one would
-// read `size` times as much as it has, so that each rank adds one part of the values and hands it on: of three pieces in
-// turn, it writes the parts of others, adds its own part, and reads the parts that others have added. A rank's own values
-// are never copied. Values are added in the order of ranks either way, by one function: all ranks get the same bits.
+// A small sum is one piece: every rank writes all of its values, they meet, every rank adds all of them. A large one
+// would read `size` times as much as it has, so that each rank adds one part of the values and hands it on: of three
+// pieces in turn, it writes the parts of others, adds its own part, and reads the parts that others have added. Values
+// are added in the order of ranks either way, by one function: all ranks get the same bits.
 
 #include "collectives.h"
 

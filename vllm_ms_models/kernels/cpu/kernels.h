@@ -145,7 +145,7 @@ struct WriteCall {
   const int64_t* slots;
 };
 
-// The sum of `count` arrays of one dtype, added in their order (floats in float32, rounded once). `out` may be one of them.
+// The sum of `count` arrays of one dtype, added in their order (floats in float32, rounded once). `out` may be one.
 using AddParts = void (*)(const void* const* parts, int count, void* out, int dtype, long items);
 
 // Functions return null, or a sentence for ValueError.

@@ -4,12 +4,13 @@
 // once they have met; by the time they have met again they have read it, so that the areas take turns, and a meeting is
 // all the synchronization that a collective needs: one for a small sum.
 //
-// Meeting is publishing one's own step and waiting for the steps of the others. Who waits spins for a while, which costs
-// less than a microsecond if they come at once, then sleeps on a futex; those who come wake it only if somebody sleeps.
-// Where there are more ranks than CPUs, the one that is waited for may need this very CPU: it is yielded from the start.
+// Meeting is publishing one's own step and waiting for the steps of the others. Who waits spins for a while, which
+// costs less than a microsecond if they come at once, then sleeps on a futex; those who come wake it only if somebody
+// sleeps. Where there are more ranks than CPUs, the one that is waited for may need this very CPU: it is yielded from
+// the start.
 //
-// A sleeper wakes ten times a second to look after the others: a process that has ended (also one that nobody has waited
-// for, which pidfds tell) or gave up never comes. There is no limit on how long a living one may take.
+// A sleeper wakes ten times a second to look after the others: a process that has ended (also one that nobody has
+// waited for, which pidfds tell) or gave up never comes. There is no limit on how long a living one may take.
 
 #include "ranks.h"
 
@@ -152,8 +153,8 @@ const char* Ranks::meet(uint64_t call) {
     if (other == setup_.rank) continue;
     if (const char* message = await(other)) return give_up(message);
     if (line(other).call[step_ & 1] != call)
-      return give_up(fail("Ranks %d and %d of the %s group are not at the same collective, or its tensors are not equally "
-                          "large; every rank must call the same ones in the same order.",
+      return give_up(fail("Ranks %d and %d of the %s group are not at the same collective, or its tensors are not "
+                          "equally large; every rank must call the same ones in the same order.",
                           setup_.rank, other, setup_.name.c_str()));
   }
   ++step_;

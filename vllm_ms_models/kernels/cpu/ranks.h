@@ -41,9 +41,9 @@ class Ranks {
   char* mine() const { return area(setup_.rank, step_); }
   const char* theirs(int other) const { return area(other, step_ - 1); }
 
-  // Returns null once all have called it, or a sentence for RuntimeError: a process has ended, gave up, or is at another
-  // `call`, a number that says what they are doing. After that, there is no next time. `kInterrupted`: `interrupted`
-  // said so.
+  // Returns null once all have called it, or a sentence for RuntimeError: a process has ended, gave up, or is at
+  // another `call`, a number that says what they are doing. After that, there is no next time. `kInterrupted`:
+  // `interrupted` said so.
   const char* meet(uint64_t call);
   static const char* const kInterrupted;
 
