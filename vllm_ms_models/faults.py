@@ -1,8 +1,9 @@
 """When a process of a server dies, the others end too, and the server says so. No MindSpore here.
 
 vLLM's workers see their engine's end, and its front ends those of engines. What it leaves to do: engines, coordinators
-and front ends that were spawned outlive a parent that is killed; and a server of one front end whose engine has died
-ends as if nothing had happened, with the exit code 0.
+and front ends that were spawned outlive a parent that is killed; a server of one front end whose engine has died ends
+as if nothing had happened, with the exit code 0; and an engine that is killed takes along the process that would have
+removed its named shared memory.
 """
 
 import atexit
@@ -15,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from multiprocessing import resource_tracker
 
 logger = logging.getLogger("vllm.ms_models")
 
@@ -39,18 +41,31 @@ def _end_after(parent: int) -> None:
         time.sleep(_INTERVAL)
     name = multiprocessing.current_process().name
     logger.error("Process %s, which started %s, has ended without stopping it; %s ends too.", parent, name, name)
+    end_process()
+
+
+def end_process() -> None:
+    """End this process in an orderly way or, if that takes too long, at once. Not called from its main thread."""
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @functools.cache
-def fail_with_engine() -> None:
-    """In the first process of a command: if the engine dies, say so, and end with the exit code 1."""
+def prepare_command() -> None:
+    """In the first process of a command: if an engine or worker dies, say so, and end with the exit code 1.
+
+    Python's resource tracker, which removes named shared memory once all that use it have ended, is started here: the
+    engine would start its own, and vLLM, which kills a busy engine with all processes that it has started, that too.
+    """
     if multiprocessing.parent_process() is None:
-        watcher = _EngineDeath()
-        logging.getLogger(_FRONT_END).addHandler(watcher)
-        atexit.register(watcher.fail)
+        resource_tracker.ensure_running()
+        if "--headless" in sys.argv:
+            _fail_unless_stopped()
+        else:
+            watcher = _EngineDeath()
+            logging.getLogger(_FRONT_END).addHandler(watcher)
+            atexit.register(watcher.fail)
 
 
 class _EngineDeath(logging.Handler):
@@ -68,11 +83,33 @@ class _EngineDeath(logging.Handler):
             )
 
     def fail(self) -> None:
-        """End this process, whose children have ended, with an exit code that tells."""
         if self.seen:
-            for child in multiprocessing.active_children():
-                child.kill()
-            logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(1)
+            _fail()
+
+
+def _fail_unless_stopped() -> None:
+    """In a command without a front end, which works until it gets a signal: ending without one is a failure."""
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writing)  # Python writes the number of each signal there; nothing else here asks for them
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
+    def check() -> None:
+        try:
+            stopped = {signal.SIGTERM, signal.SIGINT}.intersection(os.read(reading, 1000))
+        except BlockingIOError:
+            stopped = set()
+        if not stopped:
+            logger.error("A process of this host's part of the server has died, so the others here end, too.")
+            _fail()
+
+    atexit.register(check)
+
+
+def _fail() -> None:
+    """End this process, whose children have ended, with an exit code that tells."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

@@ -71,7 +71,7 @@ class MindSporePlatform(CpuPlatform):
             logger.warning("%s has no effect here; OMP_NUM_THREADS and taskset choose threads and CPUs.", name)
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = processes.start_method()
         if processes.is_vllm_command():
-            faults.fail_with_engine()
+            faults.prepare_command()
         parallel = vllm_config.parallel_config
         os.environ[RANKS_VARIABLE] = str(parallel.data_parallel_size_local * parallel.local_world_size)
 

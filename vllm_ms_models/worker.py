@@ -20,6 +20,7 @@ from vllm_ms_models import cores, memory, runtime
 from vllm_ms_models.bridge.agreement import check_software
 from vllm_ms_models.bridge.cache_memory import CacheMemory
 from vllm_ms_models.bridge.host import host_memory, place
+from vllm_ms_models.bridge.lifeline import end_with_first_rank
 from vllm_ms_models.model_runner import MindSporeModelRunner
 
 logger = logging.getLogger("vllm.ms_models")
@@ -43,6 +44,7 @@ class MindSporeWorker(Worker):
         init_worker_distributed_environment(
             self.vllm_config, self.rank, self.distributed_init_method, self.local_rank, current_platform.dist_backend
         )
+        end_with_first_rank(self.parallel_config)
         check_software(self.vllm_config)
         number, self.ranks_here = place(self.parallel_config)
         if self.ranks_here > 1:

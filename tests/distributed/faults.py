@@ -45,13 +45,17 @@ def model(family: str) -> Path:
     return folder
 
 
+# Of every server here.
+OPTIONS = ["--served-model-name", "tiny", "--max-model-len", str(2 * LENGTH), "--max-num-seqs", "16"]
+OPTIONS += ["--kv-cache-memory-bytes", "268435456"]
+OPTIONS += ["--stream-interval", "10"]  # the clients are not to be the load
+
+
 @contextmanager
 def serving(layout: str, *more: str, env: dict[str, str] | None = None) -> Iterator[Server]:
     """A server of that layout; `more` are further options."""
     family, options = LAYOUTS[layout]
-    sizes = ["--max-model-len", str(2 * LENGTH), "--max-num-seqs", "16", "--kv-cache-memory-bytes", "268435456"]
-    sizes += ["--stream-interval", "10"]  # the clients are not to be the load
-    with serve(model(family), "--served-model-name", "tiny", *options, *sizes, *more, env=env) as server:
+    with serve(model(family), *options, *OPTIONS, *more, env=env) as server:
         yield server
 
 

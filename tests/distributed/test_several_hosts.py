@@ -1,7 +1,9 @@
 """Two `vllm serve`, as on two hosts, that serve one model together: on the loopback address, without Ray."""
 
 import json
+import os
 import shutil
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,6 +14,7 @@ import httpx
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.distributed.faults import LIMIT, OPTIONS, Crowd, model, processes
 from tests.distributed.leftovers import none_left
 from tests.distributed.rank_models import Model, made
 from tests.quantization.comparison import TOKENS, without_ties
@@ -61,6 +64,28 @@ def test_same_tokens(kind: str, family: str) -> None:
             found = [tokens_of(first, model.folder, prompt, rank) for prompt in prompts]
             assert found == [answer.tokens for answer in answers]
         assert second.process.poll() is None, second.log[-4000:]
+
+
+@pytest.mark.parametrize("kind", ["tp2", "dp2"])
+@pytest.mark.parametrize("dies", ["first", "second"])
+def test_a_host_that_dies(kind: str, dies: str) -> None:
+    """All its processes are killed, while it is answering: the other host's end, with an exit code that tells."""
+    folder = str(model("qwen2" if kind == "tp2" else "qwen3_moe"))
+    given = [*OPTIONS, *on_both(kind)]
+    with none_left(LIMIT) as sessions, ExitStack() as hosts:
+        second = hosts.enter_context(started(folder, *given, *SECOND[kind], env=LOOPBACK))
+        first = hosts.enter_context(serve(folder, *given, env=LOOPBACK))
+        sessions += [first.process.pid, second.process.pid]
+        with Crowd(first.url) as crowd:
+            crowd.enter(4)
+            dead, other = (first, second) if dies == "first" else (second, first)
+            start = time.monotonic()
+            for process in processes(dead):
+                os.kill(process.pid, signal.SIGKILL)
+            assert other.process.wait(LIMIT) != 0, other.log[-4000:]
+            outcomes = crowd.outcomes(LIMIT)
+        assert all(outcome.knows for outcome in outcomes), outcomes
+        assert max(outcome.ended for outcome in outcomes) - start < LIMIT
 
 
 def other_weights(folder: Path) -> None:
