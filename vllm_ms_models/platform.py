@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vllm.platforms.cpu import CpuPlatform
 from vllm.platforms.interface import PlatformEnum
 
-from vllm_ms_models import cores, faults, memory, processes, registry, runtime
+from vllm_ms_models import cores, faults, memory, ports, processes, registry, runtime
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -72,6 +72,7 @@ class MindSporePlatform(CpuPlatform):
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = processes.start_method()
         if processes.is_vllm_command():
             faults.prepare_command()
+            ports.check_ports()
         parallel = vllm_config.parallel_config
         os.environ[RANKS_VARIABLE] = str(parallel.data_parallel_size_local * parallel.local_world_size)
 

@@ -13,8 +13,11 @@ from pathlib import Path
 from benchmarks.models import write_tokenizer
 from tests.checkpoints import checkpoint
 from tests.distributed.crowd import LENGTH, Outcome
+from tests.distributed.leftovers import none_left
+from tests.distributed.ray_nodes import ADDRESSES
 from tests.servers import Server, serve
 
+ROOT = Path(__file__).parents[2]
 LIMIT = 30.0  # seconds until everything must have ended
 CLIENTS = 8  # that are being answered when a process dies
 VOCABULARY = 211
@@ -28,12 +31,13 @@ LAYOUTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dp2-ep": ("qwen3_moe", ("--data-parallel-size", "2", "--enable-expert-parallel")),
 }
 
-# Process titles that vLLM sets; the server's first process keeps its command line.
+# Process titles that vLLM and Ray set; the server's first process keeps its command line.
 KINDS = {
-    "worker": r"Worker",
-    "engine": r"EngineCore",
-    "coordinator": r"DPCoordinator",
-    "front end": r"APIServer_\d",
+    "worker": r"VLLM::Worker",
+    "engine": r"VLLM::EngineCore",
+    "coordinator": r"VLLM::DPCoordinator",
+    "front end": r"VLLM::APIServer_\d",
+    "ray worker": r"ray::RayWorkerProc",
 }
 
 
@@ -64,8 +68,7 @@ class Crowd:
 
     def __init__(self, url: str) -> None:
         command = [sys.executable, "-m", "tests.distributed.crowd", url]
-        root = Path(__file__).parents[2]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
     def __enter__(self) -> "Crowd":
         return self
@@ -87,6 +90,23 @@ class Crowd:
         return [Outcome(**outcome) for outcome in json.loads(output.splitlines()[-1])]
 
 
+@contextmanager
+def ray_nodes() -> Iterator[tuple[int, dict[str, str]]]:
+    """Two nodes: the session of their processes, and the environment of a server that uses them."""
+    command = [sys.executable, "-m", "tests.distributed.ray_nodes"]
+    pipe = subprocess.PIPE
+    nodes = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, start_new_session=True)
+    assert nodes.stdin is not None and nodes.stdout is not None
+    with none_left() as sessions:
+        sessions.append(nodes.pid)
+        try:
+            address = next(line.strip() for line in nodes.stdout if line.startswith(ADDRESSES[0]))
+            yield nodes.pid, {"RAY_ADDRESS": address, "VLLM_HOST_IP": ADDRESSES[0], "GLOO_SOCKET_IFNAME": "lo"}
+        finally:
+            nodes.stdin.close()
+            nodes.wait(60)
+
+
 @dataclass(frozen=True)
 class Process:
     """One of a server's; `title` is its command line, or the title that vLLM gave it."""
@@ -95,14 +115,23 @@ class Process:
     title: str
 
 
-def processes(server: Server) -> list[Process]:
-    """All that run: the server is a session of its own, which orphans stay in. (psutil takes seconds under load.)"""
+def processes(server: Server, nodes: int | None = None) -> list[Process]:
+    """All that run: the server is a session of its own, which orphans stay in. (psutil takes seconds under load.)
+
+    `nodes` is the session of Ray's nodes, of which only the ranks belong to the server.
+    """
+    if nodes is not None:
+        return [*processes(server), *of_kind(_session(nodes), "ray worker", server)]
+    return _session(server.process.pid)
+
+
+def _session(leader: int) -> list[Process]:
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             with contextlib.suppress(OSError):
                 state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-                if int(session) == server.process.pid and state not in "ZX":
+                if int(session) == leader and state not in "ZX":
                     title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
                     found.append(Process(int(folder.name), title))
     return found
@@ -112,7 +141,7 @@ def of_kind(found: Sequence[Process], kind: str, server: Server) -> list[Process
     """Those of `KINDS`, or the server's first one ("server")."""
     if kind == "server":
         return [process for process in found if process.pid == server.process.pid]
-    return [process for process in found if re.match(rf"VLLM::{KINDS[kind]}", process.title)]
+    return [process for process in found if re.match(KINDS[kind], process.title)]
 
 
 def shared_memory(found: Sequence[Process]) -> set[Path]:

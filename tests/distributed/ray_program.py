@@ -17,13 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 import ray
-from ray.cluster_utils import Cluster
 
+from tests.distributed.ray_nodes import ADDRESSES, cluster
 from tests.engines import distributions, engine, greedy, token_ids
 from tests.quantization.comparison import TOKENS, VOCABULARY
-
-# Of the loopback network; Ray would take 127.0.0.1 for the host's address on another.
-ADDRESSES = ("127.0.0.2", "127.0.0.3")
 
 THREADS = os.environ.get("OMP_NUM_THREADS")  # before an engine sets it for its own processes
 
@@ -45,15 +42,13 @@ def _threads(worker: Any) -> str | None:
 
 
 def main(folder: str, options: str, prompts: str, result: str) -> None:
-    cluster = Cluster()
+    nodes = cluster()
     try:
-        for address in ADDRESSES:
-            cluster.add_node(num_cpus=1, node_ip_address=address, include_dashboard=False)
-        ray.init(cluster.address, _node_ip_address=ADDRESSES[0])
+        ray.init(nodes.address, _node_ip_address=ADDRESSES[0])
         answers(folder, json.loads(options), json.loads(prompts), result)
     finally:
         ray.shutdown()
-        cluster.shutdown()
+        nodes.shutdown()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from tests.distributed.faults import (
     Process,
     of_kind,
     processes,
+    ray_nodes,
     serving,
     shared_memory,
 )
@@ -33,16 +34,21 @@ DYING = {
     "dp2": ("engine", "coordinator", "front end", "server"),
     "dp2-ep": ("engine", "coordinator", "front end", "server"),
 }
-QUICK = (("tp2", "worker", "fork"), ("tp2", "server", "fork"))
+QUICK = (("tp2", "worker", "fork", 0), ("tp2", "server", "fork", 0))
+OFTEN = (("tp2", "worker", "fork"), ("tp2", "engine", "fork"), ("tp2", "server", "fork"))
+TIMES = 10
 CASES = [
-    pytest.param(*case, id="-".join(case), marks=() if case in QUICK else pytest.mark.slow)
+    pytest.param(
+        *case, number, id="-".join([*case, str(number)]), marks=() if (*case, number) in QUICK else pytest.mark.slow
+    )
     for case in ((layout, kind, method) for layout in LAYOUTS for kind in DYING[layout] for method in ("fork", "spawn"))
+    for number in range(TIMES if case in OFTEN else 1)
 ]
 
 
-def wait_for_end(server: Server, end: float) -> list[Process]:
+def wait_for_end(server: Server, nodes: int | None, end: float) -> list[Process]:
     """Until no process is left, or until `end`: those that are left."""
-    while (left := processes(server)) and time.monotonic() < end:
+    while (left := processes(server, nodes)) and time.monotonic() < end:
         server.process.poll()  # else it stays as a zombie
         time.sleep(0.2)
     return left
@@ -65,31 +71,42 @@ def check_report(server: Server, kind: str, number: int) -> None:
         assert "died" in server.log
 
 
-def end_under_load(server: Server, kind: str, number: int, limit: float, which: int = 0) -> None:
-    """Send a signal to a process of a server with clients, and check that all ends within `limit` seconds."""
+def end_under_load(server: Server, kind: str, number: int, limit: float, nodes: int | None = None) -> None:
+    """Send a signal to a process of a server with clients, and check that all ends within `limit` seconds.
+
+    `nodes` is the session of the Ray nodes that its ranks are on.
+    """
     with Crowd(server.url) as crowd:
         crowd.enter(CLIENTS)
-        found = processes(server)
+        found = processes(server, nodes)
         memory = shared_memory(found)
-        chosen = of_kind(found, kind, server)[which]
+        chosen = of_kind(found, kind, server)[0]
         start = time.monotonic()
         os.kill(chosen.pid, number)
         crowd.enter(CLIENTS // 2, wait=False)
-        left = wait_for_end(server, start + limit)
+        left = wait_for_end(server, nodes, start + limit)
         outcomes = crowd.outcomes(max(1.0, start + limit - time.monotonic()))
     assert not left
     check_report(server, kind, number)
     assert all(outcome.knows for outcome in outcomes), outcomes
     assert max(outcome.ended for outcome in outcomes) - start < limit
     check_port(server.port)
-    assert not [name for name in memory if name.exists()]
+    if nodes is None:  # Ray kills the processes that would remove the names of its ranks
+        assert not [name for name in memory if name.exists()]
 
 
-@pytest.mark.parametrize(("layout", "kind", "method"), CASES)
-def test_a_killed_process(layout: str, kind: str, method: str) -> None:
+@pytest.mark.parametrize(("layout", "kind", "method", "number"), CASES)
+def test_a_killed_process(layout: str, kind: str, method: str, number: int) -> None:
     env = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"} if method == "spawn" else {}
     with serving(layout, env=env) as server:
         end_under_load(server, kind, signal.SIGKILL, LIMIT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*["ray worker"] * TIMES, "engine", "server"])
+def test_a_killed_process_of_a_server_on_ray(kind: str) -> None:
+    with ray_nodes() as (nodes, env), serving("tp2", "--distributed-executor-backend", "ray", env=env) as server:
+        end_under_load(server, kind, signal.SIGKILL, LIMIT, nodes)
 
 
 @pytest.mark.slow
