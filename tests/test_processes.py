@@ -49,3 +49,27 @@ def test_the_command() -> None:
 def test_no_fork_that_could_hang(before: str) -> None:
     assert answer(f"{COMMAND}; {before}", {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}) == "spawn"
     assert answer(f"{COMMAND}; {before}") == "spawn"
+
+
+FORK_AND_SIGNAL = """
+import asyncio, os, signal
+
+async def main():
+    loop, told = asyncio.get_running_loop(), []
+    loop.add_signal_handler(signal.SIGTERM, lambda: told.append("parent"))
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    ended = await asyncio.to_thread(os.waitpid, child, 0)
+    await asyncio.sleep(0.1)
+    print("child", os.waitstatus_to_exitcode(ended[1]), told)
+
+asyncio.run(main())
+"""
+
+
+def test_a_signal_to_a_fork_is_not_its_parents() -> None:
+    """An event loop's, which sees signals through a socket that forks have too."""
+    assert answer(f"{COMMAND}\n{ASK}{FORK_AND_SIGNAL}").splitlines()[1] == "child 7 []"

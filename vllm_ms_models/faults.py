@@ -91,7 +91,6 @@ def _fail_unless_stopped() -> None:
     """In a command without a front end, which works until it gets a signal: ending without one is a failure."""
     reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writing)  # Python writes the number of each signal there; nothing else here asks for them
-    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
     def check() -> None:
         try:

@@ -51,7 +51,7 @@ def is_vllm_command() -> bool:
 @functools.cache
 def _prepare_forks() -> None:
     """Keep what is imported shared, and let no fork outlive its parent: it has the server's listening socket too."""
-    os.register_at_fork(before=_freeze, after_in_child=_end_with_parent)
+    os.register_at_fork(before=_freeze, after_in_child=_live_alone)
 
 
 def _freeze() -> None:
@@ -60,5 +60,7 @@ def _freeze() -> None:
     gc.freeze()
 
 
-def _end_with_parent() -> None:
+def _live_alone() -> None:
+    """End with the parent, and keep signals to oneself: the parent's event loop would take them for its own."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.set_wakeup_fd(-1)

@@ -85,8 +85,8 @@ def end_under_load(server: Server, kind: str, number: int, limit: float, nodes: 
         os.kill(chosen.pid, number)
         crowd.enter(CLIENTS // 2, wait=False)
         left = wait_for_end(server, nodes, start + limit)
+        assert not left, server.log[-4000:]
         outcomes = crowd.outcomes(max(1.0, start + limit - time.monotonic()))
-    assert not left
     check_report(server, kind, number)
     assert all(outcome.knows for outcome in outcomes), outcomes
     assert max(outcome.ended for outcome in outcomes) - start < limit
