@@ -23,4 +23,5 @@ def model_context(vllm_config: VllmConfig, model_config: ModelConfig) -> ModelCo
         data_parallel=data_parallel_ranks(vllm_config),
         expert_parallel=vllm_config.parallel_config.enable_expert_parallel,
         pipeline=pipeline_stage(vllm_config.parallel_config, model_config.hf_text_config.num_hidden_layers),
+        head=model_config.runner_type != "pooling",
     )

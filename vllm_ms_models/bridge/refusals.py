@@ -31,7 +31,7 @@ def refusals(vllm_config: VllmConfig) -> Iterator[str]:
             )
         yield from _model(vllm_config, spec.draft_model_config)
     for architecture in vllm_config.model_config.architectures:
-        registry.check(architecture)
+        registry.check(registry.unconverted(architecture))
     yield from _model(vllm_config, vllm_config.model_config)
     yield from _ranks(vllm_config)
     for flag, size in _sizes(vllm_config):
@@ -63,8 +63,11 @@ def _model(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
     cache = vllm_config.cache_config
     if model.model_impl not in ("auto", "vllm"):
         yield f"--model-impl {model.model_impl} runs a torch model; leave it at auto to use MindSpore's."
-    if model.runner_type not in ("generate", "draft"):
-        yield f"--runner {model.runner_type} is not supported yet: only text generation is; use --runner generate."
+    if model.attn_type == "encoder_only":
+        yield (
+            "is_causal=False asks for attention in both directions, which is not supported yet: serve a model that "
+            "reads from left to right, or leave is_causal out of --hf-overrides."
+        )
     if model.is_multimodal_model:
         yield f"{model.architectures[0]} takes images or audio, which are not supported yet; serve a text model."
     yield from _quantization(vllm_config, model)
