@@ -1,0 +1,51 @@
+"""What cannot be pooled is refused in a sentence, before any weight is read."""
+
+from typing import Any
+
+import pytest
+
+from tests.engines import engine
+from tests.pooling.models import OPTIONS, decoder, edit_config, save
+
+MEAN = {"pooling_type": "MEAN"}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "both directions": (
+        {"hf_overrides": {"is_causal": False}},
+        "is_causal=False asks for attention in both directions, which is not supported yet: serve a model that reads "
+        "from left to right, or leave is_causal out of --hf-overrides.",
+    ),
+    "chunks": (
+        {"pooler_config": MEAN, "enable_chunked_prefill": True},
+        "--enable-chunked-prefill is not possible with MEAN and ALL pooling, which takes whole prompts; leave it out.",
+    ),
+    "prefix cache": (
+        {"pooler_config": {"pooling_type": "CLS"}, "enable_prefix_caching": True},
+        "--enable-prefix-caching is not possible with CLS and ALL pooling, which takes whole prompts; leave it out.",
+    ),
+    "unknown token": (
+        {
+            "hf_overrides": {
+                "architectures": ["Qwen2ForSequenceClassification"],
+                "method": "from_2_way_softmax",
+                "classifier_from_token": ["cold", "nonesuch"],
+            }
+        },
+        "classifier_from_token has 'nonesuch', which is no token of ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    options, sentence = REFUSED[name]
+    with pytest.raises(ValueError) as caught, engine(save(decoder("qwen2")), **options, **OPTIONS):
+        pass
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("architecture", ["BertModel", "LlamaBidirectionalModel", "Qwen2ForRewardModel"])
+def test_other_architectures(architecture: str) -> None:
+    folder = save(decoder("qwen2"))
+    edit_config(folder, architectures=[architecture])
+    with pytest.raises(ValueError, match=f"{architecture}.*Qwen2ForCausalLM"), engine(folder, **OPTIONS):
+        pass
