@@ -1,5 +1,6 @@
 """Embeddings of every family and pooling, by vLLM's engine and by transformers and NumPy."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,9 @@ from tests.pooling.models import (
     with_tokenizer,
 )
 from tests.quantization.comparison import UNIT_TOLERANCE
-from tests.quantization.models import written
+from tests.quantization.models import SIZES, write_model, written
 from tests.quantization.writers_compressed import SCHEMES
+from tests.quantization.writers_others import SCHEMES as OTHERS
 
 LENGTHS = (5, 1, 70, 40, 33)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -82,8 +84,10 @@ def test_a_whole_model_without_its_head(tied: bool) -> None:
 
 
 def test_chunks_and_the_prefix_cache() -> None:
-    """Prompts read 16 tokens at a time, then once more from the cache: the last token's, and all tokens' (`token_embed`),
-    which are put together from the chunks and so are not read from the cache."""
+    """Prompts read 16 tokens at a time, then once more from the cache: the last token's vector, and all tokens'.
+
+    Those are put together from the chunks and so are not read from the cache.
+    """
     model = decoder("qwen2")
     given = prompts((70, 5, 100, 33))
     options: dict[str, Any] = {"max_num_batched_tokens": 16, "block_size": 16, "disable_log_stats": False, **OPTIONS}
@@ -130,15 +134,26 @@ def test_several_ranks(sizes: dict[str, int], pooling: str) -> None:
             check(found, normalized(pooled(hidden(model, prompt), pooling)))
 
 
-def test_w8a8() -> None:
-    """A quantized language model as it was published, with its head; the reference does the same arithmetic in NumPy."""
-    quantized = written("qwen2", SCHEMES["w8a8 dynamic"])
+@pytest.mark.parametrize("headless", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_w8a8(headless: bool, tmp_path: Path) -> None:
+    """A decoder quantized by itself, whose description has its own names; and a language model with its head.
+
+    The references do the same arithmetic in NumPy.
+    """
     given = prompts(LENGTHS)
-    wanted = [normalized(hidden(quantized.model.model, prompt)[-1]) for prompt in given]
+    if headless:
+        quantized = write_model(tmp_path, decoder("qwen2", **SIZES), OTHERS["modelslim w8a8 dynamic"], given)
+        reference = quantized.model
+    else:
+        quantized = written("qwen2", SCHEMES["w8a8 dynamic"])
+        reference = quantized.model.model
+    wanted = [normalized(hidden(reference, prompt)[-1]) for prompt in given]
     with engine(with_tokenizer(quantized.folder), **OPTIONS) as llm:
         found = embeddings(llm, given)
     off = np.array([np.abs(a - b).max() for a, b in zip(found, wanted, strict=True)])
-    assert off.max() < UNIT_TOLERANCE and np.median(off) < TOLERANCE  # a unit of an activation may differ (comparison.py)
+    assert (
+        off.max() < UNIT_TOLERANCE and np.median(off) < TOLERANCE
+    )  # a unit of an activation may differ (comparison.py)
 
 
 def test_bfloat16_is_no_further_off_than_torch() -> None:
