@@ -81,7 +81,7 @@ def test_tokens_with_a_bias_in_chunks() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [{"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}], ids=str)
-def test_several_ranks(sizes: dict[str, int]) -> None:
+def test_several_ranks(sizes: dict[str, Any]) -> None:
     model = classifier("qwen2", 3)
     given = prompts(LENGTHS)
     with engine(save(model), **sizes, **OPTIONS) as llm:

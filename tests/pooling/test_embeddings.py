@@ -126,7 +126,7 @@ def test_mean_and_first_read_prompts_whole(pooling: str) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("pooling", ["MEAN", pytest.param("LAST", marks=pytest.mark.slow)])
-def test_several_ranks(sizes: dict[str, int], pooling: str) -> None:
+def test_several_ranks(sizes: dict[str, Any], pooling: str) -> None:
     model = decoder("qwen2", num_hidden_layers=3)
     given = prompts(LENGTHS)
     with engine(save(model), pooler_config={"pooling_type": pooling}, **sizes, **OPTIONS) as llm:

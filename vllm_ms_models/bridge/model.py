@@ -23,6 +23,8 @@ STREAM = ("hidden_states", "residual")
 class CausalLMShell(torch.nn.Module):
     """A text-generation model to vLLM; all work is done by the Cell registered for `architecture`.
 
+    With `--runner pooling` it embeds or classifies instead (bridge/pooling.py): then it has a `pooler` and no head.
+
     A Cell offers `construct(input_ids, batch, inputs_embeds=None)` -> hidden states `[tokens, hidden]`,
     `embed(input_ids)` and `logits(hidden)` -> float32 `[rows, vocab]`; its parts offer `slots()`. It may name in
     `ignored` (patterns) the checkpoint's tensors that this model does not need. One that can be split over the stages

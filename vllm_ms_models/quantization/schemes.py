@@ -35,7 +35,7 @@ SCHEMES: dict[type[Spec], Callable[..., LinearScheme]] = {
 
 
 class FromCheckpoint(Quantization):
-    """Every linear as the checkpoint's format says, by the exact names of its parts, less `prefix` if it does without."""
+    """Every linear as the checkpoint's format says, by the exact names of its parts, which it has without `prefix`."""
 
     def __init__(self, format: Format, prefix: str = "") -> None:
         self.format = format
