@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -78,13 +80,17 @@ def classifier(family: str, labels: int, tokens: bool = False, **options: Any) -
     return checkpoints.randomized(kind.from_config(settings, dtype=torch.float32))
 
 
-def sentence_transformer(folder: Path, mode: str, normalize: bool) -> Path:
-    """The files that sentence-transformers writes beside a model whose pooling is `mode`, e.g. `mean_tokens`."""
-    types = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
-    paths = ["", "1_Pooling", "2_Normalize"]
+def sentence_transformer(folder: Path, mode: str, normalize: bool, dense: int = 0) -> Path:
+    """The files that sentence-transformers writes beside a model whose pooling is `mode`, e.g. `mean_tokens`.
+
+    `dense` is the output size of a random linear layer behind the pooling, with a bias and tanh; 0 for none.
+    """
+    paths = {"Transformer": "", "Pooling": "1_Pooling"}
+    paths |= {"Normalize": "2_Normalize"} if normalize else {}
+    paths |= {"Dense": "3_Dense"} if dense else {}
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (kind, path) in enumerate(zip(types, paths, strict=False))
+        for i, (kind, path) in enumerate(paths.items())
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir(exist_ok=True)
@@ -92,7 +98,32 @@ def sentence_transformer(folder: Path, mode: str, normalize: bool) -> Path:
     (folder / "1_Pooling" / "config.json").write_text(
         json.dumps({"word_embedding_dimension": 64} | {f"pooling_mode_{name}": name == mode for name in modes})
     )
+    if dense:
+        _write_dense(folder / "3_Dense", dense)
     return folder
+
+
+def _write_dense(folder: Path, size: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight, bias = torch.randn(size, 64, generator=generator) * 0.2, torch.randn(size, generator=generator) * 0.2
+    folder.mkdir()
+    save_file({"linear.weight": weight, "linear.bias": bias}, folder / "model.safetensors")
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "in_features": 64,
+                "out_features": size,
+                "bias": True,
+                "activation_function": "torch.nn.modules.activation.Tanh",
+            }
+        )
+    )
+
+
+def dense(folder: Path, vector: np.ndarray) -> np.ndarray:
+    """That layer's result."""
+    tensors = load_file(folder / "3_Dense" / "model.safetensors")
+    return np.tanh(tensors["linear.weight"].astype(np.float64) @ vector + tensors["linear.bias"])
 
 
 def prompts(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:

@@ -15,6 +15,7 @@ from tests.pooling.models import (
     TOLERANCE,
     check,
     decoder,
+    dense,
     hidden,
     normalized,
     pooled,
@@ -181,3 +182,14 @@ def test_a_sentence_transformers_folder() -> None:
     with engine(folder, skip_tokenizer_init=False) as llm:
         for found, prompt in zip(embeddings(llm, given), given, strict=True):
             check(found, hidden(model, prompt).mean(0))
+
+
+@pytest.mark.slow
+def test_a_dense_layer_behind_the_pooling() -> None:
+    """Of a sentence-transformers folder: read and computed by vLLM, in float32."""
+    model = decoder("llama")
+    folder = sentence_transformer(save(model), "lasttoken", normalize=True, dense=32)
+    given = prompts(LENGTHS)
+    with engine(folder, skip_tokenizer_init=False) as llm:
+        for found, prompt in zip(embeddings(llm, given), given, strict=True):
+            check(found, normalized(dense(folder, hidden(model, prompt)[-1])))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.engines import engine
-from tests.pooling.models import OPTIONS, decoder, edit_config, save
+from tests.pooling.models import OPTIONS, decoder, edit_config, save, sentence_transformer
 
 MEAN = {"pooling_type": "MEAN"}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -21,6 +21,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "prefix cache": (
         {"pooler_config": {"pooling_type": "CLS"}, "enable_prefix_caching": True},
         "--enable-prefix-caching is not possible with CLS and ALL pooling, which takes whole prompts; leave it out.",
+    ),
+    "speculation": (
+        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}},
+        "--speculative-config is not possible with --runner pooling, which generates no tokens; leave it out.",
+    ),
+    "no method": (
+        {
+            "hf_overrides": {
+                "architectures": ["Qwen2ForSequenceClassification"],
+                "classifier_from_token": ["cold", "hot"],
+            }
+        },
+        'classifier_from_token needs "method" in --hf-overrides, one of from_2_way_softmax, no_post_processing.',
     ),
     "unknown token": (
         {
@@ -41,6 +54,15 @@ def test_refused(name: str) -> None:
     with pytest.raises(ValueError) as caught, engine(save(decoder("qwen2")), **options, **OPTIONS):
         pass
     assert sentence in str(caught.value)
+
+
+def test_a_dense_layer_that_cannot_be_read() -> None:
+    """vLLM would go on without it."""
+    folder = sentence_transformer(save(decoder("qwen2")), "lasttoken", normalize=True, dense=32)
+    (folder / "3_Dense" / "model.safetensors").unlink()
+    sentence = "Only 0 of the 1 dense layers that modules.json of .* names could be read (3_Dense)"
+    with pytest.raises(ValueError, match=sentence.replace("(3_Dense)", r"\(3_Dense\)")), engine(folder, **OPTIONS):
+        pass
 
 
 @pytest.mark.parametrize("architecture", ["BertModel", "LlamaBidirectionalModel", "Qwen2ForRewardModel"])

@@ -11,6 +11,7 @@ import torch
 from vllm.config import ModelConfig
 from vllm.model_executor.layers.pooler import DispatchPooler, Pooler
 from vllm.tokenizers import get_tokenizer
+from vllm.transformers_utils.config import try_get_dense_modules
 
 if TYPE_CHECKING:
     from vllm_ms_models.layers.score import ScoreHead, TokenScoreHead
@@ -24,7 +25,9 @@ def make_pooler(model: ModelConfig) -> "tuple[Pooler, ScoreHead | TokenScoreHead
     """The pooler of `model`, and its classification head, which is still to be loaded. In every process alike."""
     assert model.pooler_config is not None
     if model.convert_type != "classify":
-        return DispatchPooler.for_embedding(model.pooler_config), None
+        pooler = DispatchPooler.for_embedding(model.pooler_config)
+        _check_dense_layers(model, pooler)
+        return pooler, None
     from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
 
     head = _head(model)
@@ -35,12 +38,27 @@ def make_pooler(model: ModelConfig) -> "tuple[Pooler, ScoreHead | TokenScoreHead
     return DispatchPooler.for_seq_cls(model.pooler_config, classifier=classify), head
 
 
+def _check_dense_layers(model: ModelConfig, pooler: DispatchPooler) -> None:
+    """ValueError if a dense layer of sentence-transformers', behind the pooling, is missing: vLLM leaves it out."""
+    wanted = try_get_dense_modules(model.model, revision=model.revision) or []
+    for part in pooler.poolers_by_task.values():
+        found = sum(isinstance(module, torch.nn.Linear) for module in part.modules())
+        if found < len(wanted):
+            folders = ", ".join(module["folder"] for module in wanted)
+            raise ValueError(
+                f"Only {found} of the {len(wanted)} dense layers that modules.json of {model.model} names could be "
+                f"read ({folders}); download their folders again."
+            )
+
+
 def _head(model: ModelConfig) -> "ScoreHead | TokenScoreHead":
     from vllm_ms_models.bridge.tensors import DTYPES
     from vllm_ms_models.layers.score import ScoreHead, TokenScoreHead
 
     hidden, dtype = model.get_hidden_size(), DTYPES[model.head_dtype]
     method, tokens = _setting(model, "method"), _setting(model, "classifier_from_token")
+    if method is None and tokens is not None:
+        raise ValueError(f'classifier_from_token needs "method" in --hf-overrides, one of {", ".join(METHODS)}.')
     if method is None:
         return ScoreHead(model.hf_config.num_labels, hidden, dtype)
     text = model.hf_text_config

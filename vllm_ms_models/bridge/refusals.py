@@ -83,6 +83,8 @@ def _model(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
 def _pooling(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
     """vLLM switches off by itself what would leave out tokens, and warns if it was asked for."""
     assert model.pooler_config is not None
+    if vllm_config.speculative_config is not None:
+        yield "--speculative-config is not possible with --runner pooling, which generates no tokens; leave it out."
     if model.attn_type == "encoder_only":
         yield (
             "is_causal=False asks for attention in both directions, which is not supported yet: serve a model that "
