@@ -76,10 +76,11 @@ def test_a_whole_model_without_its_head(tied: bool) -> None:
     whole = random_model("qwen3", tie_word_embeddings=tied)
     given = prompts(LENGTHS)
     with engine(save(whole), **OPTIONS) as llm:
-        (names,) = llm.llm_engine.engine_core.engine_core.model_executor.collective_rpc(
-            lambda worker: [slot.name for slot in worker.model_runner.model.slots()]
+        (model,) = llm.llm_engine.engine_core.engine_core.model_executor.collective_rpc(
+            lambda worker: worker.model_runner.model
         )
-        assert not [name for name in names if name.startswith("lm_head")]
+        assert model.lm_head is None
+        assert not [slot.name for slot in model.slots() if slot.name.startswith("lm_head")]
         for found, prompt in zip(embeddings(llm, given), given, strict=True):
             check(found, normalized(hidden(whole.model, prompt)[-1]))
 
@@ -152,9 +153,10 @@ def test_w8a8(headless: bool, tmp_path: Path) -> None:
     with engine(with_tokenizer(quantized.folder), **OPTIONS) as llm:
         found = embeddings(llm, given)
     off = np.array([np.abs(a - b).max() for a, b in zip(found, wanted, strict=True)])
-    assert (
-        off.max() < UNIT_TOLERANCE and np.median(off) < TOLERANCE
-    )  # a unit of an activation may differ (comparison.py)
+    # A unit of an activation may differ, which moves a logit by UNIT_TOLERANCE at most (comparison.py): the product of a
+    # vector of length 9 and a row of the head of length 2, so that a tenth of it is left of a vector of length 1.
+    assert off.max() < UNIT_TOLERANCE / 10
+    assert np.median(off) < TOLERANCE
 
 
 def test_bfloat16_is_no_further_off_than_torch() -> None:
@@ -174,6 +176,7 @@ def test_bfloat16_is_no_further_off_than_torch() -> None:
     assert min((a * b).sum() for a, b in zip(ours, wanted, strict=True)) > 0.999
 
 
+@pytest.mark.slow
 def test_a_sentence_transformers_folder() -> None:
     """`modules.json` alone makes a language model's checkpoint one that embeds, and says how."""
     model = decoder("llama")
