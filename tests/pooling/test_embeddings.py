@@ -153,8 +153,8 @@ def test_w8a8(headless: bool, tmp_path: Path) -> None:
     with engine(with_tokenizer(quantized.folder), **OPTIONS) as llm:
         found = embeddings(llm, given)
     off = np.array([np.abs(a - b).max() for a, b in zip(found, wanted, strict=True)])
-    # A unit of an activation may differ, which moves a logit by UNIT_TOLERANCE at most (comparison.py): the product of a
-    # vector of length 9 and a row of the head of length 2, so that a tenth of it is left of a vector of length 1.
+    # A unit of an activation may differ, which moves a logit by UNIT_TOLERANCE at most (comparison.py): the product of
+    # a vector of length 9 and a row of the head of length 2, so that a tenth of it is left of a vector of length 1.
     assert off.max() < UNIT_TOLERANCE / 10
     assert np.median(off) < TOLERANCE
 

@@ -140,3 +140,15 @@ def test_a_reranker(judge: tuple[Server, torch.nn.Module]) -> None:
     close([item["relevance_score"] for item in best], sorted(wanted, reverse=True)[:2])
     classes = post(server, "/classify", input=[QUESTION + answer for answer in ANSWERS]).json()["data"]
     close([item["probs"][0] for item in classes], wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "sizes"), [("qwen2", {}), ("mixtral", {"num_local_experts": 4})])
+def test_data_parallel_ranks(family: str, sizes: dict[str, Any]) -> None:
+    """Two engines, which share the experts of a mixture; then one text, while the other engine has none."""
+    model = decoder(family, **sizes)
+    with serve(save(model), *OPTIONS, "--data-parallel-size", "2", seconds=400) as server:
+        for texts in (TEXTS * 4, TEXTS[:1]):
+            answer = server.client.embeddings.create(model="tiny", input=texts)
+            for item, text in zip(answer.data, texts, strict=True):
+                check(item.embedding, normalized(hidden(model, tokenizer()(text)["input_ids"])[-1]))
