@@ -1,5 +1,6 @@
 """What cannot be pooled is refused in a sentence, before any weight is read."""
 
+import json
 from typing import Any
 
 import pytest
@@ -54,6 +55,26 @@ def test_refused(name: str) -> None:
     with pytest.raises(ValueError) as caught, engine(save(decoder("qwen2")), **options, **OPTIONS):
         pass
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "asked"),
+    [
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "mean_tokens and max_tokens"),
+        ({"pooling_mode": "weightedmean"}, "weightedmean"),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean_sqrt_len_tokens"),
+    ],
+)
+def test_poolings_that_vllm_lacks(config: dict[str, Any], asked: str) -> None:
+    """vLLM would take another."""
+    folder = sentence_transformer(save(decoder("qwen2")), "mean_tokens", normalize=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    sentence = f"1_Pooling/config.json of .* asks for the pooling {asked}, where"
+    with pytest.raises(ValueError, match=sentence), engine(folder, **OPTIONS):
+        pass
+    if asked == "weightedmean":
+        with engine(folder, pooler_config={"pooling_type": "MEAN"}, **OPTIONS):
+            pass  # chosen
 
 
 def test_a_dense_layer_that_cannot_be_read() -> None:

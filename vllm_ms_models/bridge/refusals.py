@@ -8,7 +8,7 @@ from vllm import envs
 from vllm.config import ModelConfig, ParallelConfig, VllmConfig
 
 from vllm_ms_models import registry
-from vllm_ms_models.bridge import quantization, speculation
+from vllm_ms_models.bridge import quantization, sentence_transformers, speculation
 from vllm_ms_models.bridge.loader import LOAD_FORMATS
 from vllm_ms_models.checkpoint.errors import CheckpointError
 
@@ -85,6 +85,7 @@ def _pooling(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
     assert model.pooler_config is not None
     if vllm_config.speculative_config is not None:
         yield "--speculative-config is not possible with --runner pooling, which generates no tokens; leave it out."
+    yield from sentence_transformers.refusals(model)
     if model.attn_type == "encoder_only":
         yield (
             "is_causal=False asks for attention in both directions, which is not supported yet: serve a model that "
