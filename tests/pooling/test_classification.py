@@ -80,6 +80,15 @@ def test_tokens_with_a_bias_in_chunks() -> None:
 
 
 @pytest.mark.slow
+def test_reference_kernels() -> None:
+    model = classifier("qwen2", 3)
+    given = prompts(LENGTHS)
+    with engine(save(model), {"VLLM_MS_KERNELS": "reference"}, **OPTIONS) as llm:
+        for found, prompt in zip(classified(llm, given), given, strict=True):
+            close(found, softmax(logits(model, prompt)))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [{"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}], ids=str)
 def test_several_ranks(sizes: dict[str, Any]) -> None:
     model = classifier("qwen2", 3)
