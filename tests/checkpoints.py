@@ -86,20 +86,23 @@ def config(family: str, **options: Any) -> PreTrainedConfig:
 
 def random_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> torch.nn.Module:
     """A model with reproducible random weights: the same ones in each dtype, but for rounding."""
-    settings = config(family, **options)
+    return randomized(AutoModelForCausalLM.from_config(config(family, **options), dtype=torch.float32), seed).to(dtype)
+
+
+def randomized(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """`model` with reproducible random weights, those of matrices as large as its config's `initializer_range` says."""
     generator = torch.Generator().manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
             if weight.ndim == 1:
                 weight.copy_(noise * 0.5 if name.endswith(".bias") else 1 + noise * 0.2)
             else:
-                weight.copy_(noise * settings.initializer_range)
+                weight.copy_(noise * model.config.initializer_range)
         for name, bias in model.named_buffers():
             if name.endswith("e_score_correction_bias"):  # a DeepSeek router's, about as far apart as its scores
                 bias.copy_(torch.randn(bias.shape, generator=generator) * 0.2)
-    return model.to(dtype).eval()
+    return model.eval()
 
 
 def checkpoint(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> Path:

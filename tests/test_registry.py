@@ -116,6 +116,24 @@ def test_unknown_architectures_list_the_known_ones(installed: list[EntryPoint]) 
         )
 
 
+@pytest.mark.parametrize(
+    ("architecture", "decoder"),
+    [
+        ("Qwen2Model", "Qwen2ForCausalLM"),
+        ("Qwen3ForSequenceClassification", "Qwen3ForCausalLM"),
+        ("LlamaForTokenClassification", "LlamaForCausalLM"),
+        ("MistralForCausalLM", "MistralForCausalLM"),
+        ("EmbeddingModel", "EmbeddingModel"),  # registered under that very name
+    ],
+)
+def test_what_embeds_or_classifies_has_the_decoder_of_a_language_model(
+    installed: list[EntryPoint], architecture: str, decoder: str
+) -> None:
+    installed.append(EntryPoint("EmbeddingModel", "other.model:Embedding", registry.ENTRY_POINT_GROUP))
+    assert registry.unconverted(architecture) == decoder
+    registry.check(decoder)
+
+
 def test_other_packages_are_imported_only_when_used(
     installed: list[EntryPoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,9 @@ BUILT_IN = {
 # The same for layers that propose tokens to a model and cannot be served by themselves. The names are vLLM's.
 DRAFTS = {"DeepSeekMTPModel": "vllm_ms_models.deepseek_v3.mtp"}
 
+# Ends of the names of architectures that vLLM makes of one for text generation: what embeds or classifies.
+CONVERTED = ("ForSequenceClassification", "ForTokenClassification", "Model")
+
 _classes: dict[str, type] = {}
 
 
@@ -64,6 +67,14 @@ def _third_party() -> dict[str, str]:
 def architectures() -> list[str]:
     """Every architecture that can be served, sorted; imports no model."""
     return sorted({*BUILT_IN, *_third_party(), *_classes} - {*DRAFTS})
+
+
+def unconverted(architecture: str) -> str:
+    """The architecture for text generation whose decoder `architecture` has, which may be itself."""
+    for end in CONVERTED:
+        if architecture not in architectures() and architecture.endswith(end):
+            return architecture.removesuffix(end) + "ForCausalLM"
+    return architecture
 
 
 def check(architecture: str) -> None:

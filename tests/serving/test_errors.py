@@ -155,7 +155,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"--distributed-executor-backend external_launcher is not supported yet",
     ),
     "--enable-lora": ({"enable_lora": True}, r"--enable-lora is not supported yet"),
-    "--runner": ({"runner": "pooling"}, r"--runner pooling is not supported yet"),
     "--load-format": ({"load_format": "pt"}, r"--load-format pt is not supported.*safetensors"),
     "--block-size": ({"block_size": 8}, r"--block-size 8 is not supported: use a multiple of 16"),
     "--kv-cache-dtype": ({"kv_cache_dtype": "fp8"}, r"--kv-cache-dtype fp8 is not supported"),

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.checkpoints import random_model, random_prompts
+from tests.pooling.models import check, hidden, normalized, with_tokenizer
 from tests.servers import VLLM, serve
 
 PACKAGE = Path(__file__).with_name("toy_package")
@@ -85,6 +86,19 @@ def test_a_package_with_its_own_architecture_is_served(site: Path, checkpoint: P
         assert answer.status_code == 200, answer.text
         assert [choice["token_ids"] for choice in answer.json()["choices"]] == want
     assert server.process.returncode is not None
+
+
+@pytest.mark.slow
+@pytest.mark.serving
+def test_it_embeds(site: Path, checkpoint: Path) -> None:
+    """It knows nothing of that, and builds a head that is not asked for anything."""
+    path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+    options = ("--dtype", "float32", "--max-model-len", "64", "--runner", "pooling", "--served-model-name", "toy")
+    prompts = random_prompts([3, 17])
+    with serve(with_tokenizer(checkpoint), *options, env={"PYTHONPATH": path}) as server:
+        answer = server.client.embeddings.create(model="toy", input=prompts, encoding_format="float")
+        for item, prompt in zip(answer.data, prompts, strict=True):
+            check(item.embedding, normalized(hidden(torch_model(SCALE).model, prompt)[-1]))
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from vllm_ms_models.bridge.data_parallel import data_parallel_ranks
 from vllm_ms_models.bridge.quantization import checkpoint_format
 from vllm_ms_models.bridge.ranks import pipeline_stage, tensor_parallel_group
 from vllm_ms_models.bridge.tensors import DTYPES
+from vllm_ms_models.checkpoint.names import PREFIX
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.quantization.base import Quantization, Unquantized
 from vllm_ms_models.quantization.schemes import FromCheckpoint
@@ -14,7 +15,9 @@ from vllm_ms_models.quantization.schemes import FromCheckpoint
 def model_context(vllm_config: VllmConfig, model_config: ModelConfig) -> ModelContext:
     """For `model_config`, which is that of `vllm_config` or of its draft."""
     format = checkpoint_format(vllm_config, model_config)
-    quantization: Quantization = Unquantized() if format is None else FromCheckpoint(format)
+    # A decoder saved without a head calls its modules and tensors so (checkpoint/names.py).
+    prefix = PREFIX if model_config.architectures[0].endswith("Model") else ""
+    quantization: Quantization = Unquantized() if format is None else FromCheckpoint(format, prefix)
     return ModelContext(
         dtype=DTYPES[model_config.dtype],
         max_model_len=model_config.max_model_len,
@@ -23,4 +26,5 @@ def model_context(vllm_config: VllmConfig, model_config: ModelConfig) -> ModelCo
         data_parallel=data_parallel_ranks(vllm_config),
         expert_parallel=vllm_config.parallel_config.enable_expert_parallel,
         pipeline=pipeline_stage(vllm_config.parallel_config, model_config.hf_text_config.num_hidden_layers),
+        head=model_config.runner_type != "pooling",
     )

@@ -67,6 +67,8 @@ class SafetensorsLoader(BaseModelLoader):
             ignored.append("lm_head.weight")
         weights = checkpoint.open_checkpoint(self._folder(model_config))
         check_ranks({"weights": checkpoint.fingerprint(weights)}, "copy the same model to all hosts.")
+        if model_config.runner_type == "pooling":
+            weights = checkpoint.of_whole_model(weights)
         progress = self.load_config.use_tqdm_on_load and is_global_first_rank()
         report = checkpoint.load(weights, slots, ignored=ignored, progress=progress)
         model.finish_loading()

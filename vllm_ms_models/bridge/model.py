@@ -23,6 +23,8 @@ STREAM = ("hidden_states", "residual")
 class CausalLMShell(torch.nn.Module):
     """A text-generation model to vLLM; all work is done by the Cell registered for `architecture`.
 
+    With `--runner pooling` it embeds or classifies instead (bridge/pooling.py): then it has a `pooler` and no head.
+
     A Cell offers `construct(input_ids, batch, inputs_embeds=None)` -> hidden states `[tokens, hidden]`,
     `embed(input_ids)` and `logits(hidden)` -> float32 `[rows, vocab]`; its parts offer `slots()`. It may name in
     `ignored` (patterns) the checkpoint's tensors that this model does not need. One that can be split over the stages
@@ -54,6 +56,11 @@ class CausalLMShell(torch.nn.Module):
                 "leave out --pipeline-parallel-size, or use --tensor-parallel-size."
             )
         self.cell.set_train(False)
+        self.score: Any = None
+        if model_config.runner_type == "pooling":
+            from vllm_ms_models.bridge.pooling import make_pooler
+
+            self.pooler, self.score = make_pooler(model_config)
         # vLLM's proposer hands `model.embed_tokens` and `lm_head` to a draft that has none of its own.
         self.model: Any = getattr(self.cell, "model", None)
         self.lm_head: Any = getattr(self.cell, "lm_head", None)
@@ -71,15 +78,21 @@ class CausalLMShell(torch.nn.Module):
 
     def slots(self) -> Iterator["Slot"]:
         """Every checkpoint tensor that the model reads."""
-        for _, cell in self.cell.cells_and_names():
+        for cell in self._cells():
             if hasattr(cell, "slots"):
                 yield from cell.slots()
 
     def finish_loading(self) -> None:
         """Let each linear's scheme do what it does once, after all weights have arrived."""
-        for _, cell in self.cell.cells_and_names():
+        for cell in self._cells():
             if hasattr(cell, "finish_loading"):
                 cell.finish_loading()
+
+    def _cells(self) -> Iterator[Any]:
+        """Everything that may have weights."""
+        yield from (cell for _, cell in self.cell.cells_and_names())
+        if self.score is not None:
+            yield self.score
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         from vllm_ms_models.bridge.tensors import to_mindspore, to_torch

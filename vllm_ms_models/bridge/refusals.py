@@ -8,7 +8,7 @@ from vllm import envs
 from vllm.config import ModelConfig, ParallelConfig, VllmConfig
 
 from vllm_ms_models import registry
-from vllm_ms_models.bridge import quantization, speculation
+from vllm_ms_models.bridge import quantization, sentence_transformers, speculation
 from vllm_ms_models.bridge.loader import LOAD_FORMATS
 from vllm_ms_models.checkpoint.errors import CheckpointError
 
@@ -31,7 +31,7 @@ def refusals(vllm_config: VllmConfig) -> Iterator[str]:
             )
         yield from _model(vllm_config, spec.draft_model_config)
     for architecture in vllm_config.model_config.architectures:
-        registry.check(architecture)
+        registry.check(registry.unconverted(architecture))
     yield from _model(vllm_config, vllm_config.model_config)
     yield from _ranks(vllm_config)
     for flag, size in _sizes(vllm_config):
@@ -63,8 +63,8 @@ def _model(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
     cache = vllm_config.cache_config
     if model.model_impl not in ("auto", "vllm"):
         yield f"--model-impl {model.model_impl} runs a torch model; leave it at auto to use MindSpore's."
-    if model.runner_type not in ("generate", "draft"):
-        yield f"--runner {model.runner_type} is not supported yet: only text generation is; use --runner generate."
+    if model.runner_type == "pooling":
+        yield from _pooling(vllm_config, model)
     if model.is_multimodal_model:
         yield f"{model.architectures[0]} takes images or audio, which are not supported yet; serve a text model."
     yield from _quantization(vllm_config, model)
@@ -78,6 +78,25 @@ def _model(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
             f"--kv-cache-dtype {INT8_CACHE} is not supported for multi-head latent attention, whose cache is small "
             "already; use --kv-cache-dtype auto."
         )
+
+
+def _pooling(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
+    """vLLM switches off by itself what would leave out tokens, and warns if it was asked for."""
+    assert model.pooler_config is not None
+    if vllm_config.speculative_config is not None:
+        yield "--speculative-config is not possible with --runner pooling, which generates no tokens; leave it out."
+    yield from sentence_transformers.refusals(model)
+    if model.attn_type == "encoder_only":
+        yield (
+            "is_causal=False asks for attention in both directions, which is not supported yet: serve a model that "
+            "reads from left to right, or leave is_causal out of --hf-overrides."
+        )
+        return
+    kinds = f"{model.pooler_config.seq_pooling_type} and {model.pooler_config.tok_pooling_type} pooling"
+    if vllm_config.scheduler_config.enable_chunked_prefill and not model.is_chunked_prefill_supported:
+        yield f"--enable-chunked-prefill is not possible with {kinds}, which takes whole prompts; leave it out."
+    if vllm_config.cache_config.enable_prefix_caching and not model.is_prefix_caching_supported:
+        yield f"--enable-prefix-caching is not possible with {kinds}, which takes whole prompts; leave it out."
 
 
 def _quantization(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:

@@ -17,14 +17,15 @@ class CausalLM(Layer):
 
     `model` maps `(input_ids, batch, inputs_embeds, stream)` to hidden states `[tokens, hidden]` and has the embedding
     `embed_tokens`, whose matrix is also the head's if `config.tie_word_embeddings`. In a pipeline, all stages but the
-    last have no head and give what the next one takes as `stream` (layers/decoder.py).
+    last have no head and give what the next one takes as `stream` (layers/decoder.py). Without `context.head` there is
+    none, whatever the checkpoint has.
     """
 
     def __init__(self, model: Decoder, config: Any, context: ModelContext) -> None:
         super().__init__()
         self.model = model
         self.elsewhere = list(model.elsewhere)
-        if context.pipeline.is_last:
+        if context.head and context.pipeline.is_last:
             tied_to = model.embed_tokens if config.tie_word_embeddings else None
             self.lm_head = ParallelLMHead("lm_head", config.vocab_size, config.hidden_size, context, tied_to)
         else:

@@ -16,7 +16,8 @@ class ModelContext:
 
     `dtype` is that of activations, of unquantized weights and of the KV cache; `max_model_len` the longest sequence
     (tokens) to be served; `tensor_parallel` the ranks among which heads, columns and vocabulary are split; `pipeline`
-    says which layers are this process's; `data_parallel` are the ranks that have tokens of their own. They and the
+    says which layers are this process's; `head` is whether there is a language-model head at all (what embeds or
+    classifies has none); `data_parallel` are the ranks that have tokens of their own. They and the
     tensor-parallel ones share the experts: each rank has some of them (`expert_parallel`), or a part of every one.
     """
 
@@ -27,3 +28,4 @@ class ModelContext:
     data_parallel: DataParallel = field(default_factory=DataParallel)
     expert_parallel: bool = False
     pipeline: Stage = field(default_factory=Stage)
+    head: bool = True

@@ -33,7 +33,7 @@ class Decoder(Layer):
         own = numbers if stage.layers is None else stage.layers
         self.is_last = stage.is_last
         self.elsewhere = [f"{prefix}.layers.{i}.*" for i in numbers if i not in own]
-        if stage.is_first or (stage.is_last and config.tie_word_embeddings):
+        if stage.is_first or (stage.is_last and context.head and config.tie_word_embeddings):
             self.embed_tokens = VocabParallelEmbedding(f"{prefix}.embed_tokens", vocab, hidden, context)
         else:
             self.elsewhere.append(f"{prefix}.embed_tokens.*")

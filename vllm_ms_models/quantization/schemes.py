@@ -35,13 +35,14 @@ SCHEMES: dict[type[Spec], Callable[..., LinearScheme]] = {
 
 
 class FromCheckpoint(Quantization):
-    """Every linear as the checkpoint's format says, by the exact names of its parts."""
+    """Every linear as the checkpoint's format says, by the exact names of its parts, which it has without `prefix`."""
 
-    def __init__(self, format: Format) -> None:
+    def __init__(self, format: Format, prefix: str = "") -> None:
         self.format = format
+        self.prefix = prefix
 
     def linear(self, parts: Sequence[Part], bias: bool, dtype: ms.Type) -> LinearScheme:
-        specs = [self.format.spec(part.name) for part in parts]
+        specs = [self.format.spec(part.name.removeprefix(self.prefix)) for part in parts]
         for part, spec in zip(parts, specs, strict=True):
             if spec != specs[0]:
                 raise CheckpointError(

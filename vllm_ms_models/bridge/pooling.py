@@ -1,0 +1,88 @@
+"""What a model that embeds or classifies has in place of a language-model head: vLLM's pooler, and a MindSpore head.
+
+vLLM pools, normalises and activates (torch on host tensors, few rows); labels are scored by a layer of `layers/score`.
+vLLM itself makes such a model of one for text generation (its `--convert`): it subclasses the shell, and takes the
+pooler that it finds there.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.config import ModelConfig
+from vllm.model_executor.layers.pooler import DispatchPooler, Pooler
+from vllm.tokenizers import get_tokenizer
+from vllm.transformers_utils.config import try_get_dense_modules
+
+if TYPE_CHECKING:
+    from vllm_ms_models.layers.score import ScoreHead, TokenScoreHead
+
+# vLLM's names of how a reranker that answers with a token becomes a classifier (`--hf-overrides`).
+TWO_WAY = "from_2_way_softmax"
+METHODS = (TWO_WAY, "no_post_processing")
+
+
+def make_pooler(model: ModelConfig) -> "tuple[Pooler, ScoreHead | TokenScoreHead | None]":
+    """The pooler of `model`, and its classification head, which is still to be loaded. In every process alike."""
+    assert model.pooler_config is not None
+    if model.convert_type != "classify":
+        pooler = DispatchPooler.for_embedding(model.pooler_config)
+        _check_dense_layers(model, pooler)
+        return pooler, None
+    from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
+
+    head = _head(model)
+
+    def classify(pooled: torch.Tensor) -> torch.Tensor:
+        return to_torch(head(to_mindspore(pooled)))
+
+    return DispatchPooler.for_seq_cls(model.pooler_config, classifier=classify), head
+
+
+def _check_dense_layers(model: ModelConfig, pooler: DispatchPooler) -> None:
+    """ValueError if a dense layer of sentence-transformers', behind the pooling, is missing: vLLM leaves it out."""
+    wanted = try_get_dense_modules(model.model, revision=model.revision) or []
+    for part in pooler.poolers_by_task.values():
+        found = sum(isinstance(module, torch.nn.Linear) for module in part.modules())
+        if found < len(wanted):
+            folders = ", ".join(module["folder"] for module in wanted)
+            raise ValueError(
+                f"Only {found} of the {len(wanted)} dense layers that modules.json of {model.model} names could be "
+                f"read ({folders}); download their folders again."
+            )
+
+
+def _head(model: ModelConfig) -> "ScoreHead | TokenScoreHead":
+    from vllm_ms_models.bridge.tensors import DTYPES
+    from vllm_ms_models.layers.score import ScoreHead, TokenScoreHead
+
+    hidden, dtype = model.get_hidden_size(), DTYPES[model.head_dtype]
+    method, tokens = _setting(model, "method"), _setting(model, "classifier_from_token")
+    if method is None and tokens is not None:
+        raise ValueError(f'classifier_from_token needs "method" in --hf-overrides, one of {", ".join(METHODS)}.')
+    if method is None:
+        return ScoreHead(model.hf_config.num_labels, hidden, dtype)
+    text = model.hf_text_config
+    name = "model.embed_tokens.weight" if text.tie_word_embeddings else "lm_head.weight"
+    shape = (text.vocab_size, hidden)
+    return TokenScoreHead(_token_ids(model, tokens), method == TWO_WAY, name, shape, dtype)
+
+
+def _setting(model: ModelConfig, name: str) -> Any:
+    """Of config.json, or of its text part."""
+    return getattr(model.hf_config, name, getattr(model.hf_text_config, name, None))
+
+
+def _token_ids(model: ModelConfig, tokens: list[str]) -> list[int]:
+    tokenizer = get_tokenizer(
+        model.tokenizer,
+        revision=model.tokenizer_revision,
+        tokenizer_mode=model.tokenizer_mode,
+        trust_remote_code=model.trust_remote_code,
+    )
+    vocabulary = tokenizer.get_vocab()
+    if missing := [token for token in tokens if token not in vocabulary]:
+        raise ValueError(
+            f"classifier_from_token has {', '.join(map(repr, missing))}, which is no token of {model.tokenizer}; "
+            "correct --hf-overrides."
+        )
+    return [vocabulary[token] for token in tokens]
