@@ -28,7 +28,8 @@ def reduce(x: Tensor, rows: Tensor, adapters: Sequence[LowRank | None], product:
     if numbers.size and numbers.max() >= len(adapters):
         raise ValueError(f"a row has adapter {numbers.max()}; there are {len(adapters)}")
     parts = max((len(adapter.ranks) for adapter in adapters if adapter), default=0)
-    reduced = np.zeros((x.shape[0], parts, reduced_width(adapters)), np.float32)
+    width = reduced_width(adapters)
+    reduced = np.zeros((x.shape[0], parts, width), np.float32)
     for number, adapter in enumerate(adapters):
         own = _rows_of(rows, number)
         if adapter is None or not own.size:
@@ -39,7 +40,7 @@ def reduce(x: Tensor, rows: Tensor, adapters: Sequence[LowRank | None], product:
             if rank:
                 reduced[own, part, :rank] = (columns[:, first : first + rank] * scale).asnumpy()
             first += rank
-    return Addend(rows, tuple(adapters), Tensor.from_numpy(reduced.reshape(x.shape[0], -1)))
+    return Addend(rows, tuple(adapters), Tensor.from_numpy(reduced.reshape(x.shape[0], parts * width)))
 
 
 def add(result: Tensor, addend: Addend, product: Product) -> Tensor:
