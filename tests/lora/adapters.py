@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import peft
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import DEEPSEEK, _root, checkpoint, random_model, random_prompts
 from tests.engines import distributions
+from tests.quantization.models import replace_module
 from tests.reference import torch_reference
 from tests.reference.torch_reference import LEAST_MARGIN, LOGPROB_TOLERANCE, Answer
 
@@ -42,7 +45,7 @@ FAMILIES = {
     "llama": Family({"attention_bias": True, "mlp_bias": True}),
     "mistral": Family({"sliding_window": 16}),
     "qwen3": Family({"tie_word_embeddings": True}),
-    # Experts, which adapters leave alone, in all layers but one. Patterns: PEFT takes names of an MLP's for the experts'.
+    # Experts, which adapters leave alone, in all layers but one.
     "qwen3_moe": Family(
         {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "mlp_only_layers": [1]},
         r".*\.([qkvo]_proj|layers\.1\.mlp\.(gate|up|down)_proj)",
@@ -54,7 +57,8 @@ FAMILIES = {
 
 
 def adapter(family: str, seed: int = 0, model_options: dict[str, Any] | None = None, **options: Any) -> Path:
-    """Folder of a random adapter, written once in this process by PEFT and removed at its end.
+    """Folder of a random adapter, written once in this process and removed at its end: by PEFT, unless the modules are
+    given by a pattern.
 
     `options` are those of PEFT's LoraConfig, `model_options` those of the model's config (the family's by default).
     Both matrices are random (PEFT starts with B = 0), and large enough to change most tokens.
@@ -67,32 +71,90 @@ def adapter(family: str, seed: int = 0, model_options: dict[str, Any] | None = N
 @functools.cache
 def _write(family: str, model_options: str, seed: int, options: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix=f"{family}_adapter_", dir=_root()))
-    base = random_model(family, **json.loads(model_options))
-    model = peft.get_peft_model(base, peft.LoraConfig(**json.loads(options)))
+    base, settings = random_model(family, **json.loads(model_options)), json.loads(options)
     generator = torch.Generator().manual_seed(1000 + seed)
+    if isinstance(settings["target_modules"], str):
+        _write_by_hand(folder, base, settings, generator)
+        return folder
+    model = peft.get_peft_model(base, peft.LoraConfig(**settings))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if ".lora_" in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * (0.3 if "lora_A" in name else 0.1))
+                weight.copy_(
+                    torch.randn(weight.shape, generator=generator) * SPREAD["lora_A" if "lora_A" in name else "lora_B"]
+                )
     model.save_pretrained(folder)
     return folder
 
 
+SPREAD = {"lora_A": 0.3, "lora_B": 0.1}
+
+
+def _write_by_hand(folder: Path, base: torch.nn.Module, settings: dict[str, Any], generator: torch.Generator) -> None:
+    """As PEFT did before transformers fused experts: today's takes the names of a dense MLP's linears for theirs."""
+    tensors = {}
+    for name, module in base.named_modules():
+        if isinstance(module, torch.nn.Linear) and re.fullmatch(settings["target_modules"], name):
+            rank = _of_module(settings.get("rank_pattern", {}), name, settings["r"])
+            shapes = {"lora_A": (rank, module.in_features), "lora_B": (module.out_features, rank)}
+            for matrix, shape in shapes.items():
+                values = torch.randn(shape, generator=generator) * SPREAD[matrix]
+                tensors[f"base_model.model.{name}.{matrix}.weight"] = values
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"} | settings))
+
+
+def _of_module(pattern: dict[str, Any], name: str, default: Any) -> Any:
+    return next((value for key, value in pattern.items() if name.endswith(f".{key}")), default)
+
+
+class Adapted(torch.nn.Module):
+    """A linear and what an adapter adds to it."""
+
+    def __init__(self, base: torch.nn.Module, down: torch.Tensor, up: torch.Tensor, scale: float) -> None:
+        super().__init__()
+        self.base, self.down, self.up, self.scale = base, down, up, scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.scale * (x @ self.down.T @ self.up.T)
+
+
+def adapt(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
+    """`model` with an adapter, read without PEFT; of patterns, only ends of names are understood."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for key in [key for key in tensors if key.endswith("lora_A.weight")]:
+        down, up = tensors[key], tensors[key.replace("lora_A", "lora_B")]
+        name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        rank = len(down)
+        alpha = _of_module(config.get("alpha_pattern") or {}, name, config["lora_alpha"])
+        scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+        replace_module(model, name, Adapted(model.get_submodule(name), down, up, scale))
+    return model
+
+
 def three(family: str, **common: Any) -> list[Path]:
     """Adapters of different ranks and scales, for all modules or some."""
-    some = ["kv_a_proj_with_mqa", "o_proj"] if family == "deepseek_v3" else ["q_proj", "v_proj"]
+    names = ("kv_a_proj_with_mqa", "o_proj") if family == "deepseek_v3" else ("q_proj", "v_proj")
+    by_pattern = isinstance(FAMILIES[family].modules, str)
+    some = rf".*\.({'|'.join(names)})" if by_pattern else list(names)
     return [
         adapter(family, 1, **common),
         adapter(family, 2, r=8, lora_alpha=4, use_rslora=True, target_modules=some, **common),
-        adapter(family, 3, r=3, rank_pattern={"o_proj": 5}, alpha_pattern={r"layers\.1\..*": 5}, **common),
+        adapter(family, 3, r=3, rank_pattern={"o_proj": 5}, alpha_pattern={"v_proj": 5, "o_proj": 3}, **common),
     ]
 
 
 def torch_models(folder: Path, adapters: Sequence[Path]) -> list[torch.nn.Module]:
-    """The model of a checkpoint without and with each of the adapters, by transformers and PEFT."""
-    base = torch_reference.load(folder)
-    changed = [peft.PeftModel.from_pretrained(torch_reference.load(folder), path) for path in adapters]
-    return [base, *(model.get_base_model().eval() for model in changed)]
+    """The model of a checkpoint without and with each of the adapters: PEFT's, if PEFT has written them."""
+    models = [torch_reference.load(folder)]
+    for path in adapters:
+        model = torch_reference.load(folder)
+        if "peft_version" in json.loads((path / "adapter_config.json").read_text()):
+            models.append(peft.PeftModel.from_pretrained(model, path).get_base_model().eval())
+        else:
+            models.append(adapt(model, path))
+    return models
 
 
 @dataclass(frozen=True)

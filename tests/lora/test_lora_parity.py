@@ -7,9 +7,12 @@ An adapter's products are sums of a few hundred more terms in float32; the bound
 from typing import Any
 
 import pytest
+import torch
 
+from tests.checkpoints import random_prompts
 from tests.engines import engine
-from tests.lora.adapters import FAMILIES, ask, check, folder_of, requests, three, torch_models
+from tests.lora.adapters import FAMILIES, adapt, ask, check, folder_of, requests, three, torch_models
+from tests.reference import torch_reference
 
 LENGTHS = (5, 40, 9, 1, 17, 33, 12, 3)  # tokens of prompts without an adapter, with the first, the second ...
 QUICK = ("qwen2", "deepseek_v3")
@@ -29,6 +32,15 @@ def compare(family: str, **options: Any) -> None:
 def test_tokens_and_logprobs(family: str) -> None:
     """Prompts are read in chunks of 24 tokens, so that steps have parts of some and tokens of others."""
     compare(family, max_num_batched_tokens=24)
+
+
+def test_the_reference_without_peft() -> None:
+    """It stands for PEFT where PEFT cannot: the same logits, up to float32."""
+    folder, adapters = folder_of("qwen2"), three("qwen2")
+    (prompt,) = random_prompts([20])
+    for model, path in zip(torch_models(folder, adapters)[1:], adapters, strict=True):
+        other = adapt(torch_reference.load(folder), path)
+        torch.testing.assert_close(torch_reference.logits(other, prompt), torch_reference.logits(model, prompt))
 
 
 def test_reference_kernels() -> None:
