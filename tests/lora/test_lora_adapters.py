@@ -84,7 +84,9 @@ def test_pinned_and_removed(llm: "LLM", paths: list[Path], models: list[torch.nn
     check(ask(llm, [wanted[2], wanted[3], wanted[4]], paths), [wanted[2], wanted[3], wanted[4]])
     assert 1 in kept(llm)
     assert engine.pin_lora(next(iter(kept(llm) - {1})))
-    with pytest.raises(Exception, match="All 2 adapters that --max-cpu-loras allows are pinned; raise it, or unload"):
+    with pytest.raises(
+        Exception, match="All 2 adapters that --max-cpu-loras allows are pinned; raise it, or unload one"
+    ):
         engine.add_lora(lora(paths[0], 9))
     for number in kept(llm):
         engine.remove_lora(number)

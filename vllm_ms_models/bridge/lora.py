@@ -9,7 +9,7 @@ dropped for another, and read again when it is asked for.
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,10 +87,27 @@ class AdapterManager:
         number = request.lora_int_id
         if number in self.kept and not request.load_inplace:
             self.kept.move_to_end(number)
-            return True
+        elif not self._load(request, needed=set()):
+            raise ValueError(
+                f"All {len(self.kept)} adapters that --max-cpu-loras allows are pinned; raise it, or unload one."
+            )
+        return True
+
+    def _load(self, request: LoRARequest, needed: set[int], beyond: bool = False) -> bool:
+        """Reads an adapter, in place of another that is neither pinned nor `needed`.
+
+        False, and it is not kept, if there is none, unless it may go `beyond` their number.
+        """
+        number = request.lora_int_id
         matrices = self._read(request)
-        if number not in self.kept and len(self.kept) >= self.config.max_cpu_loras:
-            self._drop_oldest()
+        while number not in self.kept and len(self.kept) >= self.config.max_cpu_loras:
+            oldest = next((kept for kept in self.kept if kept not in self.pinned | needed), None)
+            if oldest is not None:
+                self.remove_adapter(oldest)
+            elif beyond:
+                break
+            else:
+                return False
         self.remove_adapter(number)
         for linear, weights in matrices:
             linear.adapters[number] = weights.result
@@ -110,7 +127,7 @@ class AdapterManager:
             self.remove_adapter(number)
 
     def pin_adapter(self, number: int) -> bool:
-        """Never drop this one for another."""
+        """Never drop this one for another; true."""
         if number not in self.kept:
             raise ValueError(f"Adapter number {number} is not loaded, so it cannot be pinned; load it first.")
         self.pinned.add(number)
@@ -118,15 +135,6 @@ class AdapterManager:
 
     def list_adapters(self) -> set[int]:
         return set(self.kept)
-
-    def _drop_oldest(self) -> None:
-        for number in self.kept:
-            if number not in self.pinned:
-                self.remove_adapter(number)
-                return
-        raise ValueError(
-            f"All {len(self.kept)} adapters that --max-cpu-loras allows are pinned; raise it, or unload one of them."
-        )
 
     def _read(self, request: LoRARequest) -> "list[tuple[Linear, LowRankWeights]]":
         """An adapter's matrices for each linear of this rank that it changes."""
@@ -180,12 +188,13 @@ class AdapterManager:
 
     # --- a step ----------------------------------------------------------------------------------------------------
 
-    def activate(self, requests: Iterable[LoRARequest], numbers: np.ndarray, tokens: np.ndarray) -> None:
+    def activate(self, requests: Collection[LoRARequest], numbers: np.ndarray, tokens: np.ndarray) -> None:
         """The adapter's number of each request of the step (0: none) and how many tokens it has in it."""
-        # Those that are there first: what is dropped for the others is then none of them.
-        for request in sorted(requests, key=lambda request: request.lora_int_id not in self.kept):
+        needed = {request.lora_int_id for request in requests}
+        for request in requests:
             if request.lora_int_id not in self.kept:
-                self.add_adapter(request)
+                # Pinned ones and those of this step may be more than --max-cpu-loras; its requests come first.
+                self._load(request, needed, beyond=True)
             self.kept.move_to_end(request.lora_int_id)
         if not numbers.any():
             self.active = None
