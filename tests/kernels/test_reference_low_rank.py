@@ -75,11 +75,11 @@ def some_adapters(
     """None among them has no matrices for this linear; ranks differ from part to part, and may be 0."""
     ranks = st.lists(st.sampled_from((0, 1, 2, 5, 8, 16, 17)), min_size=len(sizes), max_size=len(sizes)).filter(any)
     drawn = data.draw(st.lists(st.one_of(st.none(), ranks), min_size=1, max_size=4).filter(any), label="ranks")
-    return [each and Adapter(kernels, rng, sizes, width, each, dtype) for each in drawn]
+    return [Adapter(kernels, rng, sizes, width, each, dtype) if each else None for each in drawn]
 
 
 def reduce(kernels: Kernels, x: Tensor, rows: np.ndarray, adapters: list[Adapter | None]) -> Addend:
-    return kernels.reduce(x, Tensor(rows.astype(np.int32)), [adapter and adapter.kept for adapter in adapters])
+    return kernels.reduce(x, Tensor(rows.astype(np.int32)), [adapter.kept if adapter else None for adapter in adapters])
 
 
 @examples

@@ -83,7 +83,7 @@ def _write(family: str, model_options: str, seed: int, options: str) -> Path:
                 weight.copy_(
                     torch.randn(weight.shape, generator=generator) * SPREAD["lora_A" if "lora_A" in name else "lora_B"]
                 )
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     return folder
 
 
@@ -151,7 +151,7 @@ def torch_models(folder: Path, adapters: Sequence[Path]) -> list[torch.nn.Module
     for path in adapters:
         model = torch_reference.load(folder)
         if "peft_version" in json.loads((path / "adapter_config.json").read_text()):
-            models.append(peft.PeftModel.from_pretrained(model, path).get_base_model().eval())
+            models.append(peft.PeftModel.from_pretrained(model, str(path)).get_base_model().eval())
         else:
             models.append(adapt(model, path))
     return models

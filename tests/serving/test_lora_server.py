@@ -29,14 +29,14 @@ def write(folder: Path, seed: int, rank: int) -> Path:
         for name, weight in model.named_parameters():
             if ".lora_" in name:
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     return folder
 
 
 def expected(adapter: Path | None) -> list[list[int]]:
     model = torch_reference.load(DEMO)
     if adapter is not None:
-        model = peft.PeftModel.from_pretrained(model, adapter).get_base_model().eval()
+        model = peft.PeftModel.from_pretrained(model, str(adapter)).get_base_model().eval()
     answers = [torch_reference.greedy(model, prompt, TOKENS) for prompt in PROMPTS]
     assert all(answer.margin > torch_reference.LEAST_MARGIN for answer in answers), "a tie: choose another seed"
     return [answer.tokens for answer in answers]
@@ -47,7 +47,7 @@ def answers(server: Server, model: str) -> list[list[int]]:
     found = server.client.completions.create(
         model=model, prompt=PROMPTS, max_tokens=TOKENS, temperature=0, extra_body={"return_token_ids": True}
     )
-    return [choice.token_ids for choice in sorted(found.choices, key=lambda choice: choice.index)]  # type: ignore
+    return [choice.token_ids for choice in sorted(found.choices, key=lambda choice: choice.index)]
 
 
 def post(server: Server, path: str, **content: str) -> httpx.Response:

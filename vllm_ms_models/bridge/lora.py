@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from vllm.config import VllmConfig
 from vllm.config.lora import LoRAConfig
 from vllm.exceptions import LoRAAdapterNotFoundError
@@ -79,6 +80,15 @@ class AdapterManager:
         self.pinned: set[int] = set()
         self.active: tuple[tuple[int, ...], np.ndarray] | None = None
         model.adapters = self
+
+    @property
+    def most_bytes(self) -> int:
+        """Memory for as many adapters as are kept, of the largest rank, on all linear layers."""
+        each = sum(
+            linear.scheme.in_features * len(linear.scheme.sizes) + sum(linear.scheme.sizes) for linear in self.linears
+        )
+        itemsize = 4 if self.config.lora_dtype == torch.float32 else 2
+        return self.config.max_cpu_loras * self.config.max_lora_rank * each * itemsize
 
     # --- loading ---------------------------------------------------------------------------------------------------
 
