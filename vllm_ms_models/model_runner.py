@@ -1,9 +1,11 @@
-"""The model runner: vLLM's own for CPUs, with a quicker greedy choice and drafts verified by sampling.
+"""The model runner: vLLM's own for CPUs, with a quicker greedy choice, drafts verified by sampling and our adapters.
 
 Batching, chunked prefill, prefix caching, sampling, log-probabilities, structured output and the drafting of tokens are
 all inherited; the model that it drives is a shell round a MindSpore Cell (`bridge/model.py`).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,17 @@ from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+from vllm.v1.worker.gpu_input_batch import InputBatch
 
+from vllm_ms_models.bridge.lora import AdapterManager
+from vllm_ms_models.bridge.model import CausalLMShell
 from vllm_ms_models.bridge.sampler import MindSporeSampler
 from vllm_ms_models.bridge.speculation import check_cache
 from vllm_ms_models.bridge.verification import MatchingSampler
 
 
 class MindSporeModelRunner(CPUModelRunner):
-    """Little but the samplers is overridden: keep it so."""
+    """Little but the samplers and the adapters is overridden: keep it so."""
 
     _draft_token_ids: list[list[int]] | torch.Tensor | None
 
@@ -37,6 +42,25 @@ class MindSporeModelRunner(CPUModelRunner):
         if self.speculative_config is not None and self.speculative_config.uses_draft_kv_cache():
             check_cache(self.speculative_config, self.drafter._draft_attn_layer_names, kv_cache_config)
         super().initialize_kv_cache(kv_cache_config, *arguments, **options)
+
+    def load_lora_model(self, model: CausalLMShell, vllm_config: VllmConfig, device: torch.device) -> CausalLMShell:
+        """Adapters are kept beside the model's linear layers; vLLM's own manager would replace torch modules."""
+        self.lora_manager = AdapterManager(vllm_config.lora_config, model)
+        return model
+
+    def set_active_loras(
+        self, input_batch: InputBatch, num_scheduled_tokens: np.ndarray, *arguments: Any, **options: Any
+    ) -> None:
+        numbers = input_batch.request_lora_mapping[: input_batch.num_reqs]
+        requests = input_batch.lora_id_to_lora_request.values()
+        self.lora_manager.activate(requests, numbers, num_scheduled_tokens)
+
+    @contextmanager
+    def maybe_dummy_run_with_lora(self, *arguments: Any, **options: Any) -> Iterator[None]:
+        """A run of an idle rank: nothing is warmed up here, and no adapter of a request is dropped for it."""
+        if self.lora_config is not None:
+            self.lora_manager.deactivate()
+        yield
 
     def sync_and_gather_intermediate_tensors(
         self, num_tokens: int, intermediate_tensors: IntermediateTensors | None, sync_self: bool

@@ -67,8 +67,12 @@ class MindSporeWorker(Worker):
         """Bytes for the KV cache; there is nothing to profile, the kernels' working space is small and bounded."""
         one_sequence, block = sequence_bytes(self.vllm_config, self.model_runner.get_kv_cache_spec())
         fit_length = self.model_config.original_max_model_len == -1  # vLLM chooses the length that fits
+        host = host_memory()
+        if self.vllm_config.lora_config is not None:  # adapters come later
+            adapters = self.ranks_here * self.model_runner.lora_manager.most_bytes
+            host = memory.HostMemory(host.total, max(0, host.available - adapters))
         size = memory.cache_size(
-            host_memory(),
+            host,
             self.cache_config.gpu_memory_utilization,
             psutil.Process().memory_info().rss,
             block if fit_length else one_sequence + block,

@@ -16,6 +16,7 @@ from tests.kernels.test_reference_experts import *  # noqa: F403
 from tests.kernels.test_reference_int8_cache import *  # noqa: F403
 from tests.kernels.test_reference_integers import *  # noqa: F403
 from tests.kernels.test_reference_latent import *  # noqa: F403
+from tests.kernels.test_reference_low_rank import *  # noqa: F403
 from vllm_ms_models.kernels.cpu import CpuKernels, KernelBuildError
 from vllm_ms_models.kernels.cpu.backend import load_module
 

@@ -27,6 +27,7 @@ from tests.layer_testing import (
 )
 from vllm_ms_models.checkpoint.slots import Slot
 from vllm_ms_models.distributed.group import Group
+from vllm_ms_models.kernels import Addend
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from vllm_ms_models.layers.mlp import GatedMLP
@@ -64,11 +65,11 @@ class PerRow(LinearScheme):
         for slot, rows in zip(self.float.slots(), np.split(self.rows, cuts), strict=True):
             slot.load(rows)
 
-    def multiply(self, x: Tensor, dtype: ms.Type | None = None) -> Tensor:
+    def multiply(self, x: Tensor, dtype: ms.Type | None = None, addend: Addend | None = None) -> Tensor:
         product = self.float.multiply(x, dtype)
         return product if self.bias is None else product + self.bias
 
-    def multiply_split(self, x: Tensor) -> tuple[Tensor, ...]:
+    def multiply_split(self, x: Tensor, addend: Addend | None = None) -> tuple[Tensor, ...]:
         return tuple(part.contiguous() for part in mint.split(self.multiply(x), list(self.sizes), 1))
 
 

@@ -14,6 +14,7 @@ from vllm.sequence import IntermediateTensors
 from vllm_ms_models import registry
 
 if TYPE_CHECKING:
+    from vllm_ms_models.bridge.lora import AdapterManager
     from vllm_ms_models.checkpoint.slots import Slot
 
 # vLLM's names of what a stage of a pipeline hands to the next, `[tokens, hidden]` each.
@@ -61,6 +62,7 @@ class CausalLMShell(torch.nn.Module):
             from vllm_ms_models.bridge.pooling import make_pooler
 
             self.pooler, self.score = make_pooler(model_config)
+        self.adapters: AdapterManager | None = None  # the runner sets it with --enable-lora
         # vLLM's proposer hands `model.embed_tokens` and `lm_head` to a draft that has none of its own.
         self.model: Any = getattr(self.cell, "model", None)
         self.lm_head: Any = getattr(self.cell, "lm_head", None)
@@ -118,7 +120,8 @@ class CausalLMShell(torch.nn.Module):
             self._idle(positions.shape[-1])
             zeros = self.make_empty_intermediate_tensors(positions.shape[-1], self.dtype, positions.device)
             return zeros[STREAM[0]] if self.stage.is_last else zeros
-        batch = Batch(to_mindspore(positions), caches)
+        adaptation = None if self.adapters is None else self.adapters.adaptation(positions.shape[-1])
+        batch = Batch(to_mindspore(positions), caches, adaptation)
         if not self.stage.is_first:
             assert intermediate_tensors is not None
             sent = (intermediate_tensors[name] for name in STREAM)

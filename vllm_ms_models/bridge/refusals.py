@@ -8,7 +8,7 @@ from vllm import envs
 from vllm.config import ModelConfig, ParallelConfig, VllmConfig
 
 from vllm_ms_models import registry
-from vllm_ms_models.bridge import quantization, sentence_transformers, speculation
+from vllm_ms_models.bridge import lora, quantization, sentence_transformers, speculation
 from vllm_ms_models.bridge.loader import LOAD_FORMATS
 from vllm_ms_models.checkpoint.errors import CheckpointError
 
@@ -34,6 +34,7 @@ def refusals(vllm_config: VllmConfig) -> Iterator[str]:
         registry.check(registry.unconverted(architecture))
     yield from _model(vllm_config, vllm_config.model_config)
     yield from _ranks(vllm_config)
+    yield from lora.refusals(vllm_config)
     for flag, size in _sizes(vllm_config):
         if size > 1:
             yield f"{flag} {size} is not supported yet; use 1."
@@ -173,7 +174,6 @@ def _flags(vllm_config: VllmConfig) -> Iterator[tuple[str, Any]]:
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     cache, load, offload = vllm_config.cache_config, vllm_config.load_config, vllm_config.offload_config
     executor = parallel.distributed_executor_backend
-    yield "--enable-lora", vllm_config.lora_config
     yield "--kv-transfer-config", vllm_config.kv_transfer_config
     yield "--kv-offloading-size", cache.kv_offloading_size
     yield "--kv-cache-dtype-skip-layers", cache.kv_cache_dtype_skip_layers

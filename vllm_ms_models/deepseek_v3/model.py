@@ -55,7 +55,7 @@ class DeepseekV3DecoderLayer(Layer):
     def construct(self, hidden: Tensor, residual: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
         hidden, residual = self.input_layernorm(hidden, residual)
         hidden, residual = self.post_attention_layernorm(self.self_attn(hidden, batch), residual)
-        return self.mlp(hidden), residual
+        return self.mlp(hidden, batch), residual
 
 
 @register_model("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM")

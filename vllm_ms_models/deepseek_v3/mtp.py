@@ -48,7 +48,7 @@ class DeepseekV3MTP(Layer):
 
     def construct(self, embeds: Tensor, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """`[tokens, hidden]` each: hidden states before and after the last norm."""
-        joined = self.eh_proj(mint.cat((self.enorm(embeds), self.hnorm(hidden)), 1))
+        joined = self.eh_proj(mint.cat((self.enorm(embeds), self.hnorm(hidden)), 1), batch)
         hidden, residual = self.layer(joined, None, batch)
         normed, residual = self.norm(hidden, residual)
         return residual, normed

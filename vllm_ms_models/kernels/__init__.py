@@ -4,6 +4,7 @@ import logging
 import os
 
 from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
+from vllm_ms_models.kernels.low_rank import Addend, LowRank
 from vllm_ms_models.kernels.routing import Routing
 
 logger = logging.getLogger("vllm.ms_models")  # a child of vLLM's, so that it shares its handlers
@@ -47,4 +48,16 @@ def choose(device: str) -> Kernels:
         return ReferenceKernels()
 
 
-__all__ = ["SCALE_BYTES", "Integers", "Kernels", "PagedSequences", "Routing", "Weight", "choose", "get", "use"]
+__all__ = [
+    "SCALE_BYTES",
+    "Addend",
+    "Integers",
+    "Kernels",
+    "LowRank",
+    "PagedSequences",
+    "Routing",
+    "Weight",
+    "choose",
+    "get",
+    "use",
+]

@@ -7,22 +7,29 @@ bfloat16 as other bits copies the whole tensor. Hence CPU only, with blocking la
 (`mindspore.runtime.launch_blocking`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, ops
 
-from vllm_ms_models.kernels import float8, reference_cache, reference_experts, reference_integers, reference_latent
+from vllm_ms_models.kernels import (
+    float8,
+    reference_cache,
+    reference_experts,
+    reference_integers,
+    reference_latent,
+    reference_low_rank,
+    reference_weights,
+)
 from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
-from vllm_ms_models.kernels.reference_memory import NUMPY as _NUMPY
+from vllm_ms_models.kernels.low_rank import Addend, LowRank
 from vllm_ms_models.kernels.reference_memory import cast as _cast
 from vllm_ms_models.kernels.reference_memory import copy as _copy
 from vllm_ms_models.kernels.reference_memory import memory as _memory
 from vllm_ms_models.kernels.routing import Routing
 
-_WEIGHT_CHUNK = 1 << 21  # weight elements widened to float32 at a time: 8 MB, which a last-level cache holds
 _SCORE_CHUNK = 1 << 24  # attention scores at a time: 64 MB
 _MASKED = -3.0e38  # a score no other can be below; its exponential is 0 even after the maximum was subtracted
 
@@ -62,27 +69,10 @@ class ReferenceKernels(Kernels):
     # --- weights -----------------------------------------------------------------------------------------------
 
     def new_weight(self, sizes: Sequence[int], in_features: int, dtype: ms.Type) -> Weight:
-        """The values are kept row by row, `[sum(sizes), in_features]` in `dtype`."""
-        _require(dtype in _NUMPY, f"a weight is float32, float16 or bfloat16, not {dtype}")
-        # NumPy's zeros take no memory before they are written: a model that does not fit is refused in time.
-        zeros = np.zeros((sum(sizes), in_features), np.int16 if dtype == ms.bfloat16 else _NUMPY[dtype])
-        data = Tensor.from_numpy(zeros)
-        data = data.view(ms.bfloat16) if dtype == ms.bfloat16 else data
-        return Weight(data, tuple(sizes), in_features, dtype)
+        return reference_weights.new_weight(sizes, in_features, dtype)
 
     def load_rows(self, weight: Weight, part: int, first_row: int, source: np.ndarray) -> None:
-        _require(0 <= part < len(weight.sizes), f"the weight has {len(weight.sizes)} parts, no part {part}")
-        _require(
-            source.ndim == 2 and source.shape[1] == weight.in_features,
-            f"expected rows of {weight.in_features} features, got an array of shape {source.shape}",
-        )
-        last_row = first_row + source.shape[0]
-        _require(
-            0 <= first_row and last_row <= weight.sizes[part],
-            f"rows {first_row} to {last_row} do not fit in part {part}, which has {weight.sizes[part]}",
-        )
-        start = sum(weight.sizes[:part])
-        _copy(_memory(weight.data)[start + first_row : start + last_row], source)
+        reference_weights.load_rows(weight, part, first_row, source)
 
     def new_integer_weight(self, sizes: Sequence[int], in_features: int, integers: Integers) -> Weight:
         return reference_integers.new_weight(sizes, in_features, integers)
@@ -111,26 +101,40 @@ class ReferenceKernels(Kernels):
 
     # --- dense -------------------------------------------------------------------------------------------------
 
-    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None, dtype: ms.Type | None = None) -> Tensor:
-        return _cast(self._product(x, weight, bias), x.dtype if dtype is None else dtype)
+    def linear(
+        self,
+        x: Tensor,
+        weight: Weight,
+        bias: Tensor | None = None,
+        dtype: ms.Type | None = None,
+        addend: Addend | None = None,
+    ) -> Tensor:
+        return _cast(self._product(x, weight, bias, addend), x.dtype if dtype is None else dtype)
 
-    def linear_split(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> tuple[Tensor, ...]:
-        product = _memory(self._product(x, weight, bias))
+    def linear_split(
+        self, x: Tensor, weight: Weight, bias: Tensor | None = None, addend: Addend | None = None
+    ) -> tuple[Tensor, ...]:
+        product = _memory(self._product(x, weight, bias, addend))
         parts = tuple(mint.empty((x.shape[0], size), dtype=x.dtype) for size in weight.sizes)
         for part, columns in zip(parts, np.split(product, np.cumsum(weight.sizes)[:-1], 1), strict=True):
             _copy(_memory(part), columns)
         return parts
 
-    def linear_gated(self, x: Tensor, weight: Weight, activation: str, bias: Tensor | None = None) -> Tensor:
+    def linear_gated(
+        self, x: Tensor, weight: Weight, activation: str, bias: Tensor | None = None, addend: Addend | None = None
+    ) -> Tensor:
         _require(len(set(weight.sizes)) == 1 and len(weight.sizes) == 2, f"gate and up have the sizes {weight.sizes}")
         _require(activation in ("silu", "gelu", "gelu_tanh"), f"there is no gated activation {activation!r}")
-        gate, up = (part.contiguous() for part in ops.split(self._product(x, weight, bias), weight.sizes[0], 1))
+        gate, up = (part.contiguous() for part in ops.split(self._product(x, weight, bias, addend), weight.sizes[0], 1))
         if activation == "silu":
             return _cast(self.silu_and_mul(gate, up), x.dtype)
         return _cast(self.gelu_and_mul(gate, up, activation == "gelu_tanh"), x.dtype)
 
-    def _product(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-        """`x @ weight.T + bias` in float32."""
+    def reduce(self, x: Tensor, rows: Tensor, adapters: Sequence[LowRank | None]) -> Addend:
+        return reference_low_rank.reduce(x, rows, adapters, self._product)
+
+    def _product(self, x: Tensor, weight: Weight, bias: Tensor | None = None, addend: Addend | None = None) -> Tensor:
+        """`x @ weight.T + bias`, and what adapters add, in float32."""
         features = weight.in_features
         _require(x.ndim == 2 and x.shape[1] == features, f"expected [tokens, {features}], got {x.shape}")
         if x.shape[0] == 0:
@@ -139,23 +143,10 @@ class ReferenceKernels(Kernels):
         if weight.integers is not None:
             products = list(reference_integers.products(x, weight))
         else:
-            products = [self._matmul_bt(x, rows) for rows in self._float32_rows(weight)]
+            products = [self._matmul_bt(x, rows) for rows in reference_weights.float32_rows(weight)]
         result = products[0] if len(products) == 1 else ops.concat(products, 1)
-        return result if bias is None else result + bias
-
-    @staticmethod
-    def _float32_rows(weight: Weight) -> Iterator[Tensor]:
-        """The rows of `weight` in float32, a chunk at a time, so that only a chunk exists twice."""
-        if weight.dtype == ms.float32:
-            yield weight.data
-            return
-        memory = _memory(weight.data)
-        step = max(1, _WEIGHT_CHUNK // weight.in_features)
-        for first in range(0, weight.out_features, step):
-            source = memory[first : first + step]
-            rows = mint.empty(source.shape, dtype=ms.float32)
-            _copy(_memory(rows), source)
-            yield rows
+        result = result if bias is None else result + bias
+        return result if addend is None else reference_low_rank.add(result, addend, self._product)
 
     def linear_heads(self, x: Tensor, weights: Sequence[Weight], passed: int = 0) -> Tensor:
         return reference_latent.linear_heads(x, weights, passed, self._product)

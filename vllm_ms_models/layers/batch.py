@@ -41,12 +41,25 @@ class CacheView:
 
 
 @dataclass(frozen=True)
+class Adaptation:
+    """The adapters (LoRA) of a batch: their numbers, and which of these each token has (int32 `[tokens]`, -1: none).
+
+    A number is what the linears of the model keep an adapter's matrices under (`Linear.adapters`).
+    """
+
+    numbers: tuple[int, ...]
+    rows: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """All that the layers need besides hidden states; an argument of every `construct`.
 
     `positions` is int64 `[tokens]`. `caches` maps an attention layer's name to its group's view: layers with
-    different cache needs (full, sliding window) have different block tables.
+    different cache needs (full, sliding window) have different block tables. `adaptation` is None if no token has an
+    adapter.
     """
 
     positions: Tensor
     caches: Mapping[str, CacheView]
+    adaptation: Adaptation | None = None

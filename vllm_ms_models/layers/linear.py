@@ -12,6 +12,9 @@ The classes differ only in which rows (outputs) and columns (inputs) of the chec
 | RowParallelLinear          | all          | 1/size       | summed over the ranks          |
 
 Fused layers read several checkpoint matrices; they are named one by one, so no other table of fused names exists.
+
+All take the batch as well, for the adapters (LoRA) of its tokens. What these add comes from the same input, and joins
+the product before anything else happens to it (activation, sum over the ranks, rounding).
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,9 +22,12 @@ from collections.abc import Iterator, Sequence
 import mindspore as ms
 from mindspore import Tensor
 
+from vllm_ms_models import kernels
 from vllm_ms_models.checkpoint.slots import Slot
 from vllm_ms_models.distributed.group import Group
+from vllm_ms_models.kernels import Addend, LowRank
 from vllm_ms_models.layers.activation import gated_activation
+from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.quantization.base import Part
@@ -40,6 +46,21 @@ class Linear(Layer):
     def __init__(self, parts: Sequence[Part], bias: bool, context: ModelContext) -> None:
         super().__init__()
         self.scheme = context.quantization.linear(parts, bias, context.dtype)
+        self.adapters: dict[int, LowRank] = {}  # by their numbers in a batch (`Adaptation`)
+
+    def addend(self, x: Tensor, batch: Batch | None) -> Addend | None:
+        """What the adapters of the batch's tokens add to the products with `x`; None if there is nothing to add."""
+        if not self.adapters:
+            return None
+        if batch is None:
+            raise ValueError(
+                f"{self.scheme.parts[0].name} has an adapter, but was called without the batch, which says whose "
+                "tokens have it; the model must pass `batch` to its linear layers."
+            )
+        if batch.adaptation is None:
+            return None
+        chosen = [self.adapters.get(number) for number in batch.adaptation.numbers]
+        return kernels.get().reduce(x, batch.adaptation.rows, chosen) if any(chosen) else None
 
     def slots(self) -> Iterator[Slot]:
         return self.scheme.slots()
@@ -54,8 +75,8 @@ class ReplicatedLinear(Linear):
     def __init__(self, name: str, in_features: int, out_features: int, context: ModelContext, bias: bool = False):
         super().__init__([column_part(name, in_features, out_features, Group())], bias, context)
 
-    def construct(self, x: Tensor, dtype: ms.Type | None = None) -> Tensor:
-        return self.scheme.multiply(x, dtype)
+    def construct(self, x: Tensor, batch: Batch | None = None, dtype: ms.Type | None = None) -> Tensor:
+        return self.scheme.multiply(x, dtype, self.addend(x, batch))
 
 
 class ColumnParallelLinear(Linear):
@@ -64,8 +85,8 @@ class ColumnParallelLinear(Linear):
     def __init__(self, name: str, in_features: int, out_features: int, context: ModelContext, bias: bool = False):
         super().__init__([column_part(name, in_features, out_features, context.tensor_parallel)], bias, context)
 
-    def construct(self, x: Tensor) -> Tensor:
-        return self.scheme.multiply(x)
+    def construct(self, x: Tensor, batch: Batch | None = None) -> Tensor:
+        return self.scheme.multiply(x, addend=self.addend(x, batch))
 
 
 class MergedColumnParallelLinear(Linear):
@@ -78,8 +99,8 @@ class MergedColumnParallelLinear(Linear):
         parts = [column_part(name, in_features, size, group) for name, size in zip(names, sizes, strict=True)]
         super().__init__(parts, bias, context)
 
-    def construct(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.scheme.multiply_split(x)
+    def construct(self, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, ...]:
+        return self.scheme.multiply_split(x, self.addend(x, batch))
 
 
 class GatedColumnParallelLinear(MergedColumnParallelLinear):
@@ -100,8 +121,8 @@ class GatedColumnParallelLinear(MergedColumnParallelLinear):
         super().__init__(names, in_features, (size, size), context, bias)
         self.activation = gated_activation(hidden_act)
 
-    def construct(self, x: Tensor) -> Tensor:
-        return self.scheme.multiply_gated(x, self.activation)
+    def construct(self, x: Tensor, batch: Batch | None = None) -> Tensor:
+        return self.scheme.multiply_gated(x, self.activation, self.addend(x, batch))
 
 
 class QKVParallelLinear(Linear):
@@ -139,8 +160,8 @@ class QKVParallelLinear(Linear):
         super().__init__(parts, bias, context)
         self.num_heads, self.num_kv_heads = heads, kv_heads
 
-    def construct(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.scheme.multiply_split(x)
+    def construct(self, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, ...]:
+        return self.scheme.multiply_split(x, self.addend(x, batch))
 
 
 class RowParallelLinear(Linear):
@@ -171,5 +192,5 @@ class RowParallelLinear(Linear):
         for name in self.foreign_bias:  # in the checkpoint, but not for this rank
             yield Slot(name, self.scheme.parts[0].shape[:1], lambda _: None, (slice(0, 0),), optional=True)
 
-    def construct(self, x: Tensor) -> Tensor:
-        return self.group.all_reduce(self.scheme.multiply(x))
+    def construct(self, x: Tensor, batch: Batch | None = None) -> Tensor:
+        return self.group.all_reduce(self.scheme.multiply(x, addend=self.addend(x, batch)))

@@ -46,8 +46,8 @@ class LatentProjection(Linear):
         parts = [Part(name, shape, rows, columns) for rows in (slice(0, rank), slice(rank, rank + rope))]
         super().__init__(parts, bias, context)
 
-    def construct(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.scheme.multiply_split(x)
+    def construct(self, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, ...]:
+        return self.scheme.multiply_split(x, self.addend(x, batch))
 
 
 class LatentHeads(Layer):
@@ -172,8 +172,9 @@ class MultiHeadLatentAttention(Layer):
         self.attention = LatentAttention(f"{prefix}.attn", self.kv_b_proj, rope, scale)
 
     def construct(self, hidden: Tensor, batch: Batch) -> Tensor:
-        query = self.q_proj(self.q_a_layernorm(self.q_a_proj(hidden)) if self.compressed else hidden)
-        latent, key = self.kv_a_proj(hidden)
+        compressed = self.q_a_layernorm(self.q_a_proj(hidden, batch)) if self.compressed else hidden
+        query = self.q_proj(compressed, batch)
+        latent, key = self.kv_a_proj(hidden, batch)
         latent = self.kv_a_layernorm(latent)
         self.rotary(query, key, batch.positions)
-        return self.o_proj(self.attention(query, latent, key, batch))
+        return self.o_proj(self.attention(query, latent, key, batch), batch)

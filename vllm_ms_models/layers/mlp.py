@@ -2,6 +2,7 @@
 
 from mindspore import Tensor
 
+from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.linear import GatedColumnParallelLinear, RowParallelLinear
@@ -28,5 +29,5 @@ class GatedMLP(Layer):
         self.gate_up_proj = GatedColumnParallelLinear(names, hidden_size, intermediate_size, hidden_act, context, bias)
         self.down_proj = RowParallelLinear(f"{prefix}.down_proj", intermediate_size, hidden_size, context, bias, reduce)
 
-    def construct(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.gate_up_proj(x))
+    def construct(self, x: Tensor, batch: Batch | None = None) -> Tensor:
+        return self.down_proj(self.gate_up_proj(x, batch), batch)

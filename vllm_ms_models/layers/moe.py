@@ -21,6 +21,7 @@ from vllm_ms_models.checkpoint.slots import Slot
 from vllm_ms_models.distributed.group import Group
 from vllm_ms_models.kernels import Routing, Weight
 from vllm_ms_models.layers.activation import gated_activation
+from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.linear import column_part
@@ -155,9 +156,9 @@ class MoE(Layer):
         self.gate_up = [gate_up.kernel_weight() for gate_up, _ in self.schemes]
         self.down = [down.kernel_weight() for _, down in self.schemes]
 
-    def construct(self, x: Tensor) -> Tensor:
+    def construct(self, x: Tensor, batch: Batch | None = None) -> Tensor:
         # Summands of this rank, as of the routed experts; of its own tokens, and not of everyone's.
-        shared = self.shared(x) if self.shared is not None else None
+        shared = self.shared(x, batch) if self.shared is not None else None
         alone = self.data_parallel.size == 1
         everyone = self.data_parallel.gather(x)
         ids, shares = self.gate(everyone)
@@ -179,7 +180,8 @@ class MoE(Layer):
     def idle(self, tokens: int) -> None:
         """Serve the other data-parallel ranks in a step in which this one has nothing but `tokens` rows of zeros."""
         if self.data_parallel.size > 1:
-            self.construct(mint.zeros((tokens, self.hidden_size), dtype=self.dtype))
+            nobody = Batch(Tensor.from_numpy(np.zeros(tokens, np.int64)), {})
+            self.construct(mint.zeros((tokens, self.hidden_size), dtype=self.dtype), nobody)
 
 
 def _share(experts: int, features: int, context: ModelContext, prefix: str) -> tuple[range, slice]:

@@ -35,9 +35,9 @@ class LlamaAttention(Layer):
         )
 
     def construct(self, hidden: Tensor, batch: Batch) -> Tensor:
-        query, key, value = self.qkv_proj(hidden)
+        query, key, value = self.qkv_proj(hidden, batch)
         self.rotary(query, key, batch.positions)
-        return self.o_proj(self.attention(query, key, value, batch))
+        return self.o_proj(self.attention(query, key, value, batch), batch)
 
 
 class LlamaDecoderLayer(Layer):
@@ -55,7 +55,7 @@ class LlamaDecoderLayer(Layer):
     def construct(self, hidden: Tensor, residual: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
         hidden, residual = self.input_layernorm(hidden, residual)
         hidden, residual = self.post_attention_layernorm(self.self_attn(hidden, batch), residual)
-        return self.mlp(hidden), residual
+        return self.mlp(hidden, batch), residual
 
 
 @register_model("LlamaForCausalLM", "MistralForCausalLM")

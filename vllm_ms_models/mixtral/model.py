@@ -36,9 +36,9 @@ class MixtralAttention(Layer):
         )
 
     def construct(self, hidden: Tensor, batch: Batch) -> Tensor:
-        query, key, value = self.qkv_proj(hidden)
+        query, key, value = self.qkv_proj(hidden, batch)
         self.rotary(query, key, batch.positions)
-        return self.o_proj(self.attention(query, key, value, batch))
+        return self.o_proj(self.attention(query, key, value, batch), batch)
 
 
 class MixtralDecoderLayer(Layer):
@@ -58,7 +58,7 @@ class MixtralDecoderLayer(Layer):
     def construct(self, hidden: Tensor, residual: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
         hidden, residual = self.input_layernorm(hidden, residual)
         hidden, residual = self.post_attention_layernorm(self.self_attn(hidden, batch), residual)
-        return self.block_sparse_moe(hidden), residual
+        return self.block_sparse_moe(hidden, batch), residual
 
 
 @register_model("MixtralForCausalLM")

@@ -10,7 +10,7 @@ from mindspore import Tensor
 
 from vllm_ms_models import kernels
 from vllm_ms_models.checkpoint.slots import Slot, pieces
-from vllm_ms_models.kernels import Weight
+from vllm_ms_models.kernels import Addend, Weight
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,19 @@ class LinearScheme(ABC):
         """Called once after loading."""
 
     @abstractmethod
-    def multiply(self, x: Tensor, dtype: ms.Type | None = None) -> Tensor:
-        """`[tokens, in_features]` -> `[tokens, out_features]`, bias added, in `dtype` (default: that of `x`)."""
+    def multiply(self, x: Tensor, dtype: ms.Type | None = None, addend: Addend | None = None) -> Tensor:
+        """`[tokens, in_features]` -> `[tokens, out_features]`, bias added, in `dtype` (default: that of `x`).
+
+        `addend` is what adapters add to the products (`Kernels.reduce`).
+        """
 
     @abstractmethod
-    def multiply_split(self, x: Tensor) -> tuple[Tensor, ...]:
+    def multiply_split(self, x: Tensor, addend: Addend | None = None) -> tuple[Tensor, ...]:
         """As `multiply`, one tensor for each part."""
 
-    def multiply_gated(self, x: Tensor, activation: str) -> Tensor:
+    def multiply_gated(self, x: Tensor, activation: str, addend: Addend | None = None) -> Tensor:
         """`activation(gate) * up` of the two parts gate and up; `activation` as in `Kernels.linear_gated`."""
-        gate, up = self.multiply_split(x)
+        gate, up = self.multiply_split(x, addend)
         if activation == "silu":
             return kernels.get().silu_and_mul(gate, up)
         return kernels.get().gelu_and_mul(gate, up, activation == "gelu_tanh")
@@ -112,14 +115,14 @@ class KernelScheme(LinearScheme):
             raise ValueError(f"{self.parts[0].name} has a bias, which is not supported for experts.")
         return self.weight
 
-    def multiply(self, x: Tensor, dtype: ms.Type | None = None) -> Tensor:
-        return self.kernels.linear(x, self.weight, self.bias, dtype)
+    def multiply(self, x: Tensor, dtype: ms.Type | None = None, addend: Addend | None = None) -> Tensor:
+        return self.kernels.linear(x, self.weight, self.bias, dtype, addend)
 
-    def multiply_split(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.kernels.linear_split(x, self.weight, self.bias)
+    def multiply_split(self, x: Tensor, addend: Addend | None = None) -> tuple[Tensor, ...]:
+        return self.kernels.linear_split(x, self.weight, self.bias, addend)
 
-    def multiply_gated(self, x: Tensor, activation: str) -> Tensor:
-        return self.kernels.linear_gated(x, self.weight, activation, self.bias)
+    def multiply_gated(self, x: Tensor, activation: str, addend: Addend | None = None) -> Tensor:
+        return self.kernels.linear_gated(x, self.weight, activation, self.bias, addend)
 
 
 class Float(KernelScheme):

@@ -10,7 +10,8 @@ from mindspore import Tensor
 
 from vllm_ms_models.checkpoint.errors import CheckpointError
 from vllm_ms_models.checkpoint.slots import FLOATS, Slot, pieces
-from vllm_ms_models.kernels.interface import Integers, Weight
+from vllm_ms_models.kernels.low_rank import Addend
+from vllm_ms_models.kernels.weight import Integers, Weight
 from vllm_ms_models.quantization import examples
 from vllm_ms_models.quantization.base import KernelScheme, Part
 from vllm_ms_models.quantization.specs import Int8Product, Int8Weight
@@ -310,20 +311,20 @@ class Int8ProductScheme(IntegerScheme):
             )
         return super().kernel_weight()
 
-    def multiply(self, x: Tensor, dtype: ms.Type | None = None) -> Tensor:
+    def multiply(self, x: Tensor, dtype: ms.Type | None = None, addend: Addend | None = None) -> Tensor:
         if self.reciprocals is None:
-            return super().multiply(x, dtype)
-        return super().multiply(x * self.reciprocals, x.dtype if dtype is None else dtype)
+            return super().multiply(x, dtype, addend)
+        return super().multiply(x * self.reciprocals, x.dtype if dtype is None else dtype, addend)
 
-    def multiply_split(self, x: Tensor) -> tuple[Tensor, ...]:
+    def multiply_split(self, x: Tensor, addend: Addend | None = None) -> tuple[Tensor, ...]:
         if self.reciprocals is None:
-            return super().multiply_split(x)
-        return tuple(part.astype(x.dtype) for part in super().multiply_split(x * self.reciprocals))
+            return super().multiply_split(x, addend)
+        return tuple(part.astype(x.dtype) for part in super().multiply_split(x * self.reciprocals, addend))
 
-    def multiply_gated(self, x: Tensor, activation: str) -> Tensor:
+    def multiply_gated(self, x: Tensor, activation: str, addend: Addend | None = None) -> Tensor:
         if self.reciprocals is None:
-            return super().multiply_gated(x, activation)
-        return super().multiply_gated(x * self.reciprocals, activation).astype(x.dtype)
+            return super().multiply_gated(x, activation, addend)
+        return super().multiply_gated(x * self.reciprocals, activation, addend).astype(x.dtype)
 
 
 def unread(

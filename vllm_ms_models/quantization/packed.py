@@ -8,7 +8,8 @@ from mindspore import Tensor, ops
 
 from vllm_ms_models.checkpoint.errors import CheckpointError
 from vllm_ms_models.checkpoint.slots import Slot, pieces
-from vllm_ms_models.kernels.interface import Integers, Weight
+from vllm_ms_models.kernels.low_rank import Addend
+from vllm_ms_models.kernels.weight import Integers, Weight
 from vllm_ms_models.quantization import examples
 from vllm_ms_models.quantization.base import Part
 from vllm_ms_models.quantization.integers import Factors, IntegerScheme, groups_of, into
@@ -98,14 +99,14 @@ class PackedScheme(IntegerScheme):
             )
         return super().kernel_weight()
 
-    def multiply(self, x: Tensor, dtype: ms.Type | None = None) -> Tensor:
-        return super().multiply(self.arranged(x), dtype)
+    def multiply(self, x: Tensor, dtype: ms.Type | None = None, addend: Addend | None = None) -> Tensor:
+        return super().multiply(self.arranged(x), dtype, addend)
 
-    def multiply_split(self, x: Tensor) -> tuple[Tensor, ...]:
-        return super().multiply_split(self.arranged(x))
+    def multiply_split(self, x: Tensor, addend: Addend | None = None) -> tuple[Tensor, ...]:
+        return super().multiply_split(self.arranged(x), addend)
 
-    def multiply_gated(self, x: Tensor, activation: str) -> Tensor:
-        return super().multiply_gated(self.arranged(x), activation)
+    def multiply_gated(self, x: Tensor, activation: str, addend: Addend | None = None) -> Tensor:
+        return super().multiply_gated(self.arranged(x), activation, addend)
 
     def scale_slot(self, name: str, part: Part, factors: Factors, transposed: bool) -> Slot:
         """Scales `[out, groups]`, or `[groups, out]` if transposed."""

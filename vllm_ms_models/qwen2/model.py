@@ -34,9 +34,9 @@ class Qwen2Attention(Layer):
         )
 
     def construct(self, hidden: Tensor, batch: Batch) -> Tensor:
-        query, key, value = self.qkv_proj(hidden)
+        query, key, value = self.qkv_proj(hidden, batch)
         self.rotary(query, key, batch.positions)
-        return self.o_proj(self.attention(query, key, value, batch))
+        return self.o_proj(self.attention(query, key, value, batch), batch)
 
 
 class Qwen2DecoderLayer(Layer):
@@ -53,7 +53,7 @@ class Qwen2DecoderLayer(Layer):
     def construct(self, hidden: Tensor, residual: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
         hidden, residual = self.input_layernorm(hidden, residual)
         hidden, residual = self.post_attention_layernorm(self.self_attn(hidden, batch), residual)
-        return self.mlp(hidden), residual
+        return self.mlp(hidden, batch), residual
 
 
 @register_model("Qwen2ForCausalLM")

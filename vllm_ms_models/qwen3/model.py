@@ -36,10 +36,10 @@ class Qwen3Attention(Layer):
         )
 
     def construct(self, hidden: Tensor, batch: Batch) -> Tensor:
-        query, key, value = self.qkv_proj(hidden)
+        query, key, value = self.qkv_proj(hidden, batch)
         query, key = self.q_norm(query), self.k_norm(key)
         self.rotary(query, key, batch.positions)
-        return self.o_proj(self.attention(query, key, value, batch))
+        return self.o_proj(self.attention(query, key, value, batch), batch)
 
 
 class Qwen3DecoderLayer(Layer):
@@ -56,7 +56,7 @@ class Qwen3DecoderLayer(Layer):
     def construct(self, hidden: Tensor, residual: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
         hidden, residual = self.input_layernorm(hidden, residual)
         hidden, residual = self.post_attention_layernorm(self.self_attn(hidden, batch), residual)
-        return self.mlp(hidden), residual
+        return self.mlp(hidden, batch), residual
 
 
 @register_model("Qwen3ForCausalLM")

@@ -17,7 +17,7 @@ from vllm_ms_models import checkpoint, registry
 from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
 from vllm_ms_models.checkpoint.slots import Slot
 from vllm_ms_models.cli.quantize.source import Source
-from vllm_ms_models.kernels import PagedSequences
+from vllm_ms_models.kernels import Addend, PagedSequences
 from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch, CacheView
 from vllm_ms_models.layers.context import ModelContext
@@ -59,14 +59,14 @@ class Observed(LinearScheme):
     def slots(self) -> Iterator[Slot]:
         return iter(())
 
-    def multiply(self, x: Tensor, dtype: ms.Type | None = None) -> Tensor:
-        return self._with_weight(x, lambda scheme: scheme.multiply(x, dtype))
+    def multiply(self, x: Tensor, dtype: ms.Type | None = None, addend: Addend | None = None) -> Tensor:
+        return self._with_weight(x, lambda scheme: scheme.multiply(x, dtype, addend))
 
-    def multiply_split(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self._with_weight(x, lambda scheme: scheme.multiply_split(x))
+    def multiply_split(self, x: Tensor, addend: Addend | None = None) -> tuple[Tensor, ...]:
+        return self._with_weight(x, lambda scheme: scheme.multiply_split(x, addend))
 
-    def multiply_gated(self, x: Tensor, activation: str) -> Tensor:
-        result = self._with_weight(x, lambda scheme: scheme.multiply_gated(x, activation))
+    def multiply_gated(self, x: Tensor, activation: str, addend: Addend | None = None) -> Tensor:
+        result = self._with_weight(x, lambda scheme: scheme.multiply_gated(x, activation, addend))
         self.observer.latest = (result, None, self.parts[1].name)
         return result
 

@@ -18,6 +18,7 @@ from mindspore._c_expression import TensorPy  # the base class of Tensor, all in
 from vllm_ms_models.kernels import float8, integer_checks
 from vllm_ms_models.kernels.cpu.loader import load
 from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
+from vllm_ms_models.kernels.low_rank import Addend, LowRank, reduced_width
 from vllm_ms_models.kernels.routing import Routing
 
 _NAMES = {
@@ -178,14 +179,29 @@ class CpuKernels(Kernels):
 
     # --- dense -------------------------------------------------------------------------------------------------
 
-    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None, dtype: ms.Type | None = None) -> Tensor:
-        return self._kernels.linear(x, weight, bias, dtype)
+    def linear(
+        self,
+        x: Tensor,
+        weight: Weight,
+        bias: Tensor | None = None,
+        dtype: ms.Type | None = None,
+        addend: Addend | None = None,
+    ) -> Tensor:
+        return self._kernels.linear(x, weight, bias, dtype, addend)
 
-    def linear_split(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> tuple[Tensor, ...]:
-        return self._kernels.linear_split(x, weight, bias)
+    def linear_split(
+        self, x: Tensor, weight: Weight, bias: Tensor | None = None, addend: Addend | None = None
+    ) -> tuple[Tensor, ...]:
+        return self._kernels.linear_split(x, weight, bias, addend)
 
-    def linear_gated(self, x: Tensor, weight: Weight, activation: str, bias: Tensor | None = None) -> Tensor:
-        return self._kernels.linear_gated(x, weight, bias, _gate(activation))
+    def linear_gated(
+        self, x: Tensor, weight: Weight, activation: str, bias: Tensor | None = None, addend: Addend | None = None
+    ) -> Tensor:
+        return self._kernels.linear_gated(x, weight, bias, _gate(activation), addend)
+
+    def reduce(self, x: Tensor, rows: Tensor, adapters: Sequence[LowRank | None]) -> Addend:
+        adapters = tuple(adapters)
+        return Addend(rows, adapters, self._kernels.reduce(x, rows, adapters, reduced_width(adapters)))
 
     def linear_heads(self, x: Tensor, weights: Sequence[Weight], passed: int = 0) -> Tensor:
         return self._kernels.linear_heads(x, tuple(weights), passed)

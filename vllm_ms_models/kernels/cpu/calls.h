@@ -6,13 +6,11 @@
 #pragma once
 
 #include "binding.h"
+#include "calls_low_rank.h"
 #include "tensors.h"
 
 namespace vllm_ms {
 namespace {
-
-// The kernels of the instruction set a function was bound to (module.cpp).
-const Functions& functions(PyObject* self);
 
 // --- weights --------------------------------------------------------------------------------------------------------
 
@@ -90,10 +88,11 @@ bool read_linear(LinearCall& call, PyObject* const* objects) {
   return true;
 }
 
-// linear(x, weight, bias or None, dtype of the result or None) -> tensor [rows, out_features]
+// linear(x, weight, bias or None, dtype of the result or None, addend or None) -> tensor [rows, out_features]
 PyObject* linear(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   LinearCall call;
-  if (!expect(count, 4) || !read_linear(call, objects)) return nullptr;
+  Added added;
+  if (!expect(count, 5) || !read_linear(call, objects) || !read_addend(objects[4], added, call)) return nullptr;
   if (objects[3] != Py_None) call.out.dtype = code_of(objects[3]);
   if (call.out.dtype < 0 || call.out.dtype > kFloat16)
     return PyErr_Format(PyExc_ValueError,
@@ -109,10 +108,11 @@ PyObject* linear(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   return fill(tensor, [&] { return functions(self).linear(call); });
 }
 
-// linear_split(x, weight, bias or None) -> tuple of tensors [rows, sizes[i]]
+// linear_split(x, weight, bias or None, addend or None) -> tuple of tensors [rows, sizes[i]]
 PyObject* linear_split(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   LinearCall call;
-  if (!expect(count, 3) || !read_linear(call, objects)) return nullptr;
+  Added added;
+  if (!expect(count, 4) || !read_linear(call, objects) || !read_addend(objects[3], added, call)) return nullptr;
   const Packed& weight = *call.weight;
   PyObject* tensors = PyTuple_New(weight.parts);
   for (int i = 0; tensors && i < weight.parts; ++i) {
@@ -125,10 +125,11 @@ PyObject* linear_split(PyObject* self, PyObject* const* objects, Py_ssize_t coun
   return fill(tensors, [&] { return functions(self).linear(call); });
 }
 
-// linear_gated(x, weight of two parts of one size, bias or None, activation) -> tensor [rows, sizes[0]]
+// linear_gated(x, weight of two parts of one size, bias or None, activation, addend or None) -> tensor [rows, sizes[0]]
 PyObject* linear_gated(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   LinearCall call;
-  if (!expect(count, 4) || !read_linear(call, objects)) return nullptr;
+  Added added;
+  if (!expect(count, 5) || !read_linear(call, objects) || !read_addend(objects[4], added, call)) return nullptr;
   const Packed& weight = *call.weight;
   if (weight.parts != 2 || weight.size[0] != weight.size[1])
     return PyErr_Format(PyExc_ValueError, "Only a weight of two parts of one size can be gated; this one has %d parts.",

@@ -7,7 +7,7 @@
 //     for group in task:                      weights: P panels, P * 32 K bytes in bf16, stay in L2 (1 MB) for all rows
 //       for block of rows:                    one micro-kernel call each: x streams from L2, 4 bytes a row and step
 //         accumulate over K in registers      -> float32 buffer in L1
-//         add bias, (activate, multiply,) round, store
+//         (add what adapters do,) add bias, (activate, multiply,) round, store
 //
 // One row of weights is read from memory once per task, whatever the number of rows. If a group exceeds kCacheBytes
 // (K > 3400 for bf16), K is cut into blocks, and the float32 sums of kRowBlocks micro-kernel heights of rows are kept
@@ -36,6 +36,7 @@
 
 namespace vllm_ms {
 namespace ISA_NS {
+VLLM_MS_DECLARE_KERNELS
 namespace {
 
 constexpr long kCacheBytes = 320 * 1024, kAheadBytes = 1024;
@@ -100,6 +101,7 @@ static void apply_gate(const LinearCall& call, long panel, long rows, float* sum
 static void store_group(const LinearCall& call, long panel, long panels, float* sums, long stride, long first_row,
                         long rows) {
   const bool gated = call.gate != Gate::kNone;
+  if (call.addend) add_low_rank(call, panel, panels, sums, stride, first_row, rows);
   for (long p = 0; p < panels; p += gated ? 2 : 1) {
     Target target = target_of(call, panel + p, dtype_size(call.out.dtype));
     if (gated) {

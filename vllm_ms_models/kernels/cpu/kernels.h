@@ -68,6 +68,33 @@ struct Outputs {
   int dtype;
 };
 
+// One adapter's matrices for one linear, as `LowRank` in low_rank.py; null if it has none.
+struct LowRank {
+  const Packed* down;
+  const Packed* up;
+  float scales[kMaxParts];
+};
+
+// As `Addend` in low_rank.py.
+struct AddendCall {
+  const int32_t* rows;  // [rows]: numbers of adapters, or negative
+  const LowRank* adapters;
+  long count;
+  const float* reduced;  // [rows, parts, width]
+  long width;
+};
+
+struct ReduceCall {
+  const void* x;  // [tokens, features]
+  int x_dtype;
+  long tokens, features;
+  const int32_t* rows;  // [tokens], below count
+  const LowRank* adapters;
+  long count;
+  float* out;  // [tokens, parts, width]
+  long parts, width;
+};
+
 struct LinearCall {
   const Packed* weight;
   const void* x;  // [rows, in_features]
@@ -76,6 +103,7 @@ struct LinearCall {
   const float* bias;  // [out_features] or null
   Gate gate;          // not kNone: out is one matrix, activation(part 0) * part 1
   Outputs out;
+  const AddendCall* addend = nullptr;
 };
 
 // Of a token's choices, those of experts [first_expert, first_expert + experts) are multiplied.
@@ -154,6 +182,7 @@ struct Functions {
                            long stride);  // stride in elements
   const char* (*embedding)(const Packed& weight, const void* ids, bool wide, long count, long first_row, void* out);
   const char* (*linear)(const LinearCall& call);
+  const char* (*reduce)(const ReduceCall& call);
   const char* (*experts)(const ExpertsCall& call);
   const char* (*rms_norm)(const void* x, const float* weight, void* out, int dtype, long rows, long features,
                           double eps);
@@ -201,6 +230,8 @@ void round_rows(const float* values, long rows, long columns, int8_t* to, float*
   const char* embedding(const Packed&, const void*, bool, long, long, void*);                 \
   const char* linear(const LinearCall&);                                                      \
   const char* linear_integers(const LinearCall&);                                             \
+  const char* reduce(const ReduceCall&);                                                      \
+  void add_low_rank(const LinearCall&, long, long, float*, long, long, long);                 \
   const char* experts(const ExpertsCall&);                                                    \
   const char* rms_norm(const void*, const float*, void*, int, long, long, double);            \
   const char* add_rms_norm(const void*, void*, const float*, void*, int, long, long, double); \

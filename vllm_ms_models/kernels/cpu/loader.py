@@ -36,6 +36,7 @@ KERNELS = (
     "elementwise",
     "kv_cache",
     "experts",
+    "low_rank",
     "pack",
 )  # once per ISA, slowest first
 COMMON = (  # compiled once, for any machine

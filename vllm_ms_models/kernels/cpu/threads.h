@@ -21,7 +21,7 @@ void set_thread_count(int count);
 
 // At least `bytes` bytes of memory aligned to 64, private to the calling thread, kept until the thread ends.
 // Each slot is one buffer: a second request for the same slot invalidates the first. Null if memory is exhausted.
-enum class Slot { kActivations, kFactors, kTile, kAttention, kItems, kPartials, kHeads, kExperts, kLatents, kExpanded, kCount };
+enum class Slot { kActivations, kFactors, kTile, kAttention, kItems, kPartials, kHeads, kExperts, kLatents, kExpanded, kLowRank, kCount };
 void* scratch(Slot slot, size_t bytes);
 
 // Writes a printf-style message that the binding turns into a ValueError; returns it for `return fail(...)`.

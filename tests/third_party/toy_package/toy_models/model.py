@@ -35,10 +35,10 @@ class ToyLayer(nn.Cell):
         self.mlp = GatedMLP(f"{prefix}.mlp", hidden, config.intermediate_size, config.hidden_act, context)
 
     def construct(self, hidden: Tensor, batch: Batch) -> Tensor:
-        query, key, value = self.qkv_proj(self.input_norm(hidden))
+        query, key, value = self.qkv_proj(self.input_norm(hidden), batch)
         self.rotary(query, key, batch.positions)
-        hidden = hidden + self.o_proj(self.attention(query, key, value, batch))
-        return hidden + self.mlp(self.mlp_norm(hidden))
+        hidden = hidden + self.o_proj(self.attention(query, key, value, batch), batch)
+        return hidden + self.mlp(self.mlp_norm(hidden), batch)
 
 
 @register_model("ToyForCausalLM")
