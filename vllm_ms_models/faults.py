@@ -26,6 +26,7 @@ _VLLM_PROCESSES = re.compile(r"EngineCore(_DP\d+)?|VllmWorker-\d+|ApiServer_\d+|
 _FRONT_END = "vllm.v1.engine.async_llm"  # logs an EngineDeadError when its engine has died
 
 
+@functools.cache
 def end_with_parent() -> None:
     """In a process that vLLM has spawned: end soon after the one that started it; in any other, do nothing.
 

@@ -162,3 +162,11 @@ def test_refused_with_speculation() -> None:
         engine(checkpoint("qwen2"), enable_lora=True, speculative_config=speculation),
     ):
         pass
+
+
+def test_refused_for_a_model_that_embeds() -> None:
+    with (
+        pytest.raises(ValueError, match="--enable-lora is not supported yet for models that embed or classify"),
+        engine(checkpoint("qwen2"), enable_lora=True, runner="pooling", max_logprobs=5),
+    ):
+        pass
