@@ -33,7 +33,7 @@ SUPPORTED = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 DEFAULT_THETA = 10000.0  # RotaryEmbeddingConfigMixin.default_theta of transformers
 MOST_FEATURES = 65536  # of a head: no model comes near, and a config's number is not to decide about memory
 _LEAST_FACTOR = 1e-30  # longrope divides by it, and positions times the quotient are float32
-_FLOAT32 = np.finfo(np.float32)
+_TINY, _HUGE = (float(bound) for bound in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 _ORIGINAL = "original_max_position_embeddings"
 
 # Parameters that change the rotation for some model and are not implemented: an error, never ignored.
@@ -192,7 +192,7 @@ def _is_number(value: object) -> TypeGuard[float]:
     """Whether `value` is a number that a float32 can hold: JSON has integers of any size, and Python reads NaN."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
-    return value == 0 or _FLOAT32.tiny <= abs(value) <= _FLOAT32.max
+    return value == 0 or _TINY <= abs(value) <= _HUGE
 
 
 def _type_fields(read: _Reader, pairs: int) -> dict[str, Any]:
