@@ -1,5 +1,6 @@
 """Sampling parameters of every kind and size, through a real engine in this process: answered or refused, never more."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from random import Random
@@ -96,9 +97,11 @@ ENGINE_SETTINGS: dict[str, Callable[[Random], Any]] = {
 SELDOM = {"structured_outputs": 0.02, "n": 0.05}  # these take long
 
 
-def settings(rng: Random, of: dict[str, Callable[[Random], Any]]) -> dict[str, Any]:
+def settings(
+    rng: Random, of: dict[str, Callable[[Random], Any]], shares: Sequence[float] = (0.05, 0.1, 0.2, 0.5)
+) -> dict[str, Any]:
     """Some of them; the fewer, the likelier that all are in order."""
-    share = rng.choice((0.05, 0.1, 0.2, 0.5))
+    share = rng.choice(shares)
     return {name: make(rng) for name, make in of.items() if rng.random() < min(share, SELDOM.get(name, 1))}
 
 
@@ -114,6 +117,7 @@ def engine_requests() -> Iterator[Callable[[Sequence[Random]], list[str]]]:
     """All at once; every one that the engine takes must end, with as many tokens as it may have."""
     folder = checkpoint("qwen2", num_hidden_layers=1)
     write_tokenizer(folder, VOCABULARY)
+    logging.disable(logging.ERROR)  # vLLM tells the story of each refused grammar
     with engine(folder, skip_tokenizer_init=False, max_model_len=LENGTH, max_num_seqs=64) as llm:
         known = answer(llm)
 
@@ -128,7 +132,10 @@ def engine_requests() -> Iterator[Callable[[Sequence[Random]], list[str]]]:
             assert answer(llm) == known, "the engine answers otherwise than before"
             return list(became.values())
 
-        yield check
+        try:
+            yield check
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def take(llm: "LLM", name: str, rng: Random) -> str:
