@@ -111,9 +111,7 @@ class MindSporePlatform(CpuPlatform):
                 logger.warning(message)
 
     @classmethod
-    def validate_request(
-        cls, processed_inputs: "EngineInput", params: "SamplingParams | PoolingParams"
-    ) -> None:
+    def validate_request(cls, processed_inputs: "EngineInput", params: "SamplingParams | PoolingParams") -> None:
         from vllm_ms_models.bridge.requests import check_request
 
         check_request(params)

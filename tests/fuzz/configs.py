@@ -36,7 +36,23 @@ ROPE_WORDS: list[Any] = [
     *("beta_slow", "truncate", "mscale", "mscale_all_dim", "attention_factor", "low_freq_factor", "high_freq_factor"),
     *("short_factor", "long_factor", "original_max_position_embeddings", "model_type", "model_max_length", "gemma3"),
     *("max_seq_len", "hidden_size", "num_attention_heads", "qk_rope_head_dim", "alpha", "mrope_section"),
-    *([1.0] * 64, [1e300] * 64, [1e-300] * 64, [1e-30] * 64, [0] * 64, [1.0] * 3, 1e300, 1e-300, 3, 2, 1, 0.25, 1e6, True, None),
+    *(
+        [1.0] * 64,
+        [1e300] * 64,
+        [1e-300] * 64,
+        [1e-30] * 64,
+        [0] * 64,
+        [1.0] * 3,
+        1e300,
+        1e-300,
+        3,
+        2,
+        1,
+        0.25,
+        1e6,
+        True,
+        None,
+    ),
 ]
 
 

@@ -15,7 +15,21 @@ NUMBERS: tuple[Any, ...] = (
 NOT_FINITE = (float("nan"), float("inf"), float("-inf"))
 TEXTS = (
     *("", " ", "a", "Linear", "None", "none", "null", "true", "0", "1", "-1", "1e3", "٣", "²", "9" * 5000, "x" * 70000),
-    *("\0", "\n", "\x1b[31m", "\u202e", "\ufeff", "é", "😀", "\ud800", "\udfff", "a\ud83d", "%s%n", "{}", "{0.__class__}"),
+    *(
+        "\0",
+        "\n",
+        "\x1b[31m",
+        "\u202e",
+        "\ufeff",
+        "é",
+        "😀",
+        "\ud800",
+        "\udfff",
+        "a\ud83d",
+        "%s%n",
+        "{}",
+        "{0.__class__}",
+    ),
     *("../x", "/etc/passwd", "..", ".", "a.b", "re:", "re:.*", "re:((", "re:[", "re:a{9999999999}", "re:(?P<a>", "-:x"),
     *("re:" + "(" * 150 + ")" * 150, "re:\\", "$(id)", "__class__", "rope_type", "FLOAT", "W8A8"),
 )

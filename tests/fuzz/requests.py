@@ -4,7 +4,6 @@ What vLLM itself answers with 5xx though the request is at fault is listed in KN
 """
 
 import asyncio
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,7 +42,9 @@ def text(rng: Random) -> str:
         return rng.choice(("a", " ", "\0", "😀", "\n\n", "12 + 7 ")) * 2**20
     if rng.random() < 0.3:
         return "".join(mutation.text(rng)[:200] for _ in range(rng.randint(0, 4)))
-    return rng.choice(("What is 12 + 7?", "Spell cat backwards.", "<|im_start|>", "<|im_end|>", "\x07\x1b[2J", "\u200b"))
+    return rng.choice(
+        ("What is 12 + 7?", "Spell cat backwards.", "<|im_start|>", "<|im_end|>", "\x07\x1b[2J", "\u200b")
+    )
 
 
 def token(rng: Random) -> Any:
@@ -67,7 +68,9 @@ def prompt(rng: Random) -> Any:
 
 def message(rng: Random) -> Any:
     role = rng.choice(("user", "user", "user", "system", "assistant", "tool", "developer", mutation.text(rng)[:50]))
-    parts = [{"type": rng.choice(("text", "image_url", "nothing")), "text": text(rng)} for _ in range(rng.randint(0, 2))]
+    parts = [
+        {"type": rng.choice(("text", "image_url", "nothing")), "text": text(rng)} for _ in range(rng.randint(0, 2))
+    ]
     content = rng.choice((text(rng), text(rng), parts, mutation.value(rng)))
     return {"role": role, "content": content} if rng.random() < 0.95 else mutation.value(rng)
 

@@ -1,4 +1,4 @@
-"""Sampling parameters of every kind and size, through a real engine in this process: answered or refused, never more."""
+"""Sampling parameters of every kind and size, through a real engine in this process: answered or refused."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +52,9 @@ def tokens(rng: Random, most: int = 5) -> list[Any]:
 
 
 def words(rng: Random) -> list[str]:
-    return [rng.choice((f"t{rng.randrange(VOCABULARY)}", f"t{token(rng)} t3", mutation.text(rng)))[:300]] * rng.randint(1, 2)
+    return [rng.choice((f"t{rng.randrange(VOCABULARY)}", f"t{token(rng)} t3", mutation.text(rng)))[:300]] * rng.randint(
+        1, 2
+    )
 
 
 STRUCTURES: list[dict[str, Any]] = [

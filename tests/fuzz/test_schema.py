@@ -29,7 +29,9 @@ def test_no_operation_fails() -> None:
             body = sent.decode(errors="replace") if isinstance(sent, bytes) else str(sent)
             known = any(re.search(answer, response.text) and re.search(cause, body) for answer, cause in requests.KNOWN)
             if not known:
-                faults.append(f"{response.status_code} {response.text[:300]} for {case.method} {case.path} {body[:500]}")
+                faults.append(
+                    f"{response.status_code} {response.text[:300]} for {case.method} {case.path} {body[:500]}"
+                )
 
     with requests.server() as server:
         before = requests.answer(server)

@@ -40,7 +40,10 @@ ERRORS = {
     "number beyond floats": (raw("linear", factor=10**400), "factor must be a number of at least 1.* 1000000"),
     "number beyond float32": (raw("yarn", attention_factor=1e300), "attention_factor must be a number.* 1e"),
     "number below float32": (raw("yarn", beta_slow=5e-324), "beta_slow must be a number above 0.* 5e-324"),
-    "longrope entry of nothing": (raw("longrope", short_factor=[1e-300] * 64), "short_factor must be a list of numbers"),
+    "longrope entry of nothing": (
+        raw("longrope", short_factor=[1e-300] * 64),
+        "short_factor must be a list of numbers",
+    ),
     "endless type": (raw("x" * 100_000), r"rope type 'x{159}\.\.\. is not supported"),
     "no head": ({"rope_theta": 1e4}, "hidden_size must be a whole number of at least 1.* no value for it"),
     "other rope": (raw("dynamic", alpha=1000.0), "'dynamic': alpha must be absent .*not supported.* 1000.0"),

@@ -254,7 +254,7 @@ OTHER_REFUSALS: list[tuple[Any, str, Any, str]] = [
 
 @pytest.mark.parametrize("config", [[], ["gptq"], "gptq", 7])
 def test_a_description_that_is_no_dictionary(config: Any) -> None:
-    fails(lambda: from_config(config), "quantization_config .*dictionary of settings is expected")
+    fails(lambda: from_config(config), "quantization_config .*dictionary of settings is expected; correct it")
 
 
 def test_block_sizes_of_thousands_of_digits() -> None:

@@ -49,6 +49,6 @@ def test_a_model_that_brings_code_is_served_without_it(tmp_path: Path) -> None:
 
 def test_a_model_that_needs_its_code_is_refused(tmp_path: Path) -> None:
     folder, marker = with_code(tmp_path, model_type="nobody_knows_this")
-    with pytest.raises(Exception, match="trust_remote_code|trust-remote-code"), engine(folder):
+    with pytest.raises(Exception, match=r"trust_remote_code|trust-remote-code"), engine(folder):
         pass
     assert not marker.exists()

@@ -1,4 +1,4 @@
-"""Prompts of ragged lengths, some with beginnings in common, and the right greedy answer to each by torch in float32."""
+"""Prompts of ragged lengths, some with beginnings in common, and the right greedy answers by torch in float32."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

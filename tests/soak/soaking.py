@@ -76,11 +76,15 @@ class Report:
         """As text, for a terminal."""
         warm, end = self.warm, self.end
         lines = [f"{'':<14}{'warm':>14}{'end':>14}"]
-        lines.append(f"{'memory, MiB':<14}{warm.rss / 2**20:>14.1f}{end.rss / 2**20:>14.1f}{end.rss / warm.rss - 1:>+10.2%}")
+        lines.append(
+            f"{'memory, MiB':<14}{warm.rss / 2**20:>14.1f}{end.rss / 2**20:>14.1f}{end.rss / warm.rss - 1:>+10.2%}"
+        )
         for what in ("processes", "threads", "descriptors"):
             lines.append(f"{what:<14}{getattr(warm, what):>14}{getattr(end, what):>14}")
         lines.append(f"{'in /dev/shm':<14}{len(warm.shared):>14}{len(end.shared):>14}")
-        lines.append("requests: " + ", ".join(f"{count} {kind}" for kind, count in sorted(self.outcomes.counts.items())))
+        lines.append(
+            "requests: " + ", ".join(f"{count} {kind}" for kind, count in sorted(self.outcomes.counts.items()))
+        )
         lines.append(f"tokens compared or counted: {self.outcomes.tokens}; preemptions: {self.preemptions:g}")
         return "\n".join(lines)
 

@@ -34,7 +34,7 @@ def _problems(params: SamplingParams) -> Iterator[tuple[str, str]]:
         texts["structured_outputs"] = [getattr(structure, name, None) for name in CONSTRAINTS]
     for parameter, value in texts.items():
         for text in _texts(value):
-            yield parameter, f"must be Unicode text, got the half of a surrogate pair in {ascii(text[:40])}"
+            yield parameter, f"must be Unicode text, got the half of a surrogate pair in {text[:40]!a}"
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -133,9 +133,7 @@ def _rope_type(values: Mapping[str, Any]) -> str:
     found = [values[key] for key in ("rope_type", "type") if values.get(key) is not None] or ["default"]
     names = ["longrope" if name == "su" else name for name in found]
     if names[0] != names[-1]:
-        raise ValueError(
-            f"rope_type and type must agree, but the config has {quote(names[0])} and {quote(names[-1])}"
-        )
+        raise ValueError(f"rope_type and type must agree, but the config has {quote(names[0])} and {quote(names[-1])}")
     if names[0] not in SUPPORTED:
         raise ValueError(f"rope type {quote(names[0])} is not supported; supported are {', '.join(SUPPORTED)}")
     return str(names[0])
@@ -181,7 +179,9 @@ class _Reader(NamedTuple):
 
     def factors(self, key: str, pairs: int) -> tuple[float, ...]:
         found = self.values.get(key)
-        if not isinstance(found, list | tuple) or not all(_is_number(entry) and entry >= _LEAST_FACTOR for entry in found):
+        if not isinstance(found, list | tuple) or not all(
+            _is_number(entry) and entry >= _LEAST_FACTOR for entry in found
+        ):
             self.fail(key, "a list of numbers above 0", found)
         if len(found) != pairs:
             self.fail(key, f"a list of {pairs} numbers (half the rotating features), not {len(found)}", found)

@@ -29,7 +29,8 @@ def from_config(config: Mapping[str, Any], requantize_fp8: bool = False) -> Form
     """The format that `quantization_config` describes. Raises CheckpointError."""
     if not isinstance(config, Mapping):
         raise CheckpointError(
-            f"config.json has quantization_config {quote(config)}, where a dictionary of settings is expected; correct it."
+            f"config.json has quantization_config {quote(config)}, where a dictionary of settings is expected; "
+            "correct it."
         )
     method = str(config.get("quant_method", "")).lower().replace("_", "-")
     if method not in METHODS:
