@@ -18,7 +18,7 @@ from tests.fuzz.mutation import Check
 from vllm_ms_models.checkpoint import CheckpointError, open_checkpoint
 from vllm_ms_models.checkpoint.header import DTYPES, PACKED_BITS
 
-TENSORS = {
+TENSORS: dict[str, np.ndarray] = {
     "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
     "b.weight": np.arange(10, dtype=np.float16).reshape(2, 5),
     "c.scale": np.arange(7, dtype=np.int8),
