@@ -113,7 +113,7 @@ MORE: dict[str, Callable[[Random], Any]] = {
     "reasoning_effort": lambda rng: rng.choice(("low", "none", "x")),
     "stop": words,
 }
-FORMATS = [
+FORMATS: list[dict[str, Any]] = [
     *({"type": kind} for kind in ("text", "json_object", "json_schema", "structural_tag", "x")),
     {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "integer"}}},
     {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "nothing"}}},
