@@ -84,6 +84,12 @@ def body(rng: Random, chat: bool, hostile: bool) -> dict[str, Any]:
     return found | {"prompt": prompt(rng) if hostile else [3, 5, 7]}
 
 
+FORMATS: list[dict[str, Any]] = [
+    *({"type": kind} for kind in ("text", "json_object", "json_schema", "structural_tag", "x")),
+    {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "integer"}}},
+    {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "nothing"}}},
+]
+
 MORE: dict[str, Callable[[Random], Any]] = {
     **SETTINGS,
     "logit_bias": lambda rng: {str(rng.choice((rng.randrange(300), -1, "a", 10**20))): rng.uniform(-120, 120)},
@@ -113,11 +119,6 @@ MORE: dict[str, Callable[[Random], Any]] = {
     "reasoning_effort": lambda rng: rng.choice(("low", "none", "x")),
     "stop": words,
 }
-FORMATS: list[dict[str, Any]] = [
-    *({"type": kind} for kind in ("text", "json_object", "json_schema", "structural_tag", "x")),
-    {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "integer"}}},
-    {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "nothing"}}},
-]
 
 
 def structured(rng: Random) -> Input:
