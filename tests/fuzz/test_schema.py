@@ -19,13 +19,14 @@ ENDING = ("/shutdown", "/pause", "/sleep")  # operations that do what their name
 @pytest.mark.serving
 @pytest.mark.timeout(3000)
 def test_no_operation_fails() -> None:
-    faults, asked, operations = [], 0, 0
+    faults: list[str] = []
+    asked = operations = 0
 
     def check(case: Any) -> None:
         nonlocal asked
         asked += 1
         response = case.call(base_url=server.url, timeout=requests.SECONDS)
-        if response.status_code >= 500:
+        if response.status_code >= 500 and response.status_code != 501:  # 501: not offered for this model
             sent = response.request.body or b""
             body = sent.decode(errors="replace") if isinstance(sent, bytes) else str(sent)
             known = any(re.search(answer, response.text) and re.search(cause, body) for answer, cause in requests.KNOWN)
@@ -59,5 +60,5 @@ def test_no_operation_fails() -> None:
                         raise
         assert requests.answer(server) == before
     assert not faults, "\n".join(sorted(set(faults)))
-    assert operations > 5 and asked > 100 * operations / 2
+    assert operations > 5 and asked > 10 * EXAMPLES
     print(f"{asked} requests to {operations} operations")
