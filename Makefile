@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(bin):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-all lint format bench bench-kernels clean
+.PHONY: help install serve test test-all fuzz soak lint format bench bench-kernels clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -30,6 +30,14 @@ test: ## the quick tests; ARGS="-k name" picks
 test-all: ## every test, the slow ones too
 	@scripts/setup.sh test
 	@$(bin)/python -m pytest -m "" $(ARGS)
+
+fuzz: ## hostile input, 100,000 of each kind; ARGS="--targets headers rope", "--inputs 1000" and others go to tests/fuzz
+	@scripts/setup.sh test
+	@$(bin)/python -m tests.fuzz $(ARGS)
+
+soak: ## a server under load for 30 minutes; ARGS="--minutes 2", "--clients 16", "--lora NAME=FOLDER"
+	@scripts/setup.sh test
+	@$(bin)/python -m tests.soak $(ARGS)
 
 lint: ## ruff and mypy
 	@scripts/setup.sh lint

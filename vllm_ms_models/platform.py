@@ -14,6 +14,9 @@ from vllm_ms_models import cores, faults, memory, ports, processes, registry, ru
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.inputs import EngineInput
+    from vllm.pooling_params import PoolingParams
+    from vllm.sampling_params import SamplingParams
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
     from vllm.v1.attention.selector import AttentionSelectorConfig
 
@@ -107,6 +110,12 @@ class MindSporePlatform(CpuPlatform):
                 if hard_fail:
                     raise ValueError(message)
                 logger.warning(message)
+
+    @classmethod
+    def validate_request(cls, processed_inputs: "EngineInput", params: "SamplingParams | PoolingParams") -> None:
+        from vllm_ms_models.bridge.requests import check_request
+
+        check_request(params)
 
     @classmethod
     def is_sleep_mode_available(cls) -> bool:

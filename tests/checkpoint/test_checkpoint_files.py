@@ -9,6 +9,7 @@ import pytest
 
 from tests.checkpoint.checkpoint_files import Collector, assert_same, fails, save, save_index, save_shards
 from vllm_ms_models.checkpoint import list_tensors, load, open_checkpoint
+from vllm_ms_models.checkpoint.files import read_json
 
 A = {"a": np.arange(6, dtype=np.float32).reshape(2, 3)}
 B = {"b": np.arange(8, dtype=np.float16)}
@@ -139,7 +140,7 @@ def test_huge_or_strange_index(tmp_path: Path) -> None:
     check_bad(tmp_path, "1099511627776 bytes found", "at most 100000000")
     (tmp_path / INDEX).unlink()
     os.mkfifo(tmp_path / INDEX)
-    check_bad(tmp_path, "is not an index file")
+    check_bad(tmp_path, "is not a file of JSON")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +225,37 @@ def test_hub_cache_stays_within_its_model(tmp_path: Path) -> None:
         check_bad(snapshot, "is a symbolic link to", "outside of the model folder")
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "model.ckpt"])
+def test_hub_cache_whose_blobs_are_elsewhere(tmp_path: Path) -> None:
+    """An archive may bring a folder that looks like a cache, with `blobs` leading anywhere."""
+    snapshot = hub_snapshot(tmp_path / "hub")
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.rename(tmp_path / "elsewhere")
+    blobs.symlink_to(tmp_path / "elsewhere")
+    check_bad(snapshot, "is a symbolic link to", str(tmp_path / "elsewhere"), "outside of the model folder")
+
+
+def test_read_json_stays_in_the_folder_and_is_bounded(tmp_path: Path) -> None:
+    """As the descriptions of quantized weights are read."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "secret.json").write_text("{}")
+    (folder / "a.json").symlink_to("../secret.json")
+    fails(lambda: read_json(folder, "a.json"), "outside of the model folder")
+    (folder / "b.json").symlink_to("/dev/zero")
+    fails(lambda: read_json(folder, "b.json"), "outside of the model folder")
+    (folder / "c.json").write_bytes(b"")
+    os.truncate(folder / "c.json", 2**40)
+    fails(lambda: read_json(folder, "c.json"), "1099511627776 bytes found")
+    (folder / "d.json").symlink_to("nothing.json")
+    fails(lambda: read_json(folder, "d.json"), "cannot be read (No such file or directory)")
+    (folder / "e.json").write_text('{"a": 1}')
+    assert read_json(folder, "e.json") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "model.pth", "model.ckpt", "model.pkl"],
+)
 def test_pickle_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"cos\nsystem\n")
     check_bad(tmp_path, f"only in formats that are not loaded ('{name}'", "convert them to safetensors")

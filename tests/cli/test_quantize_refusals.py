@@ -164,19 +164,31 @@ def test_no_such_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_what_is_kept_and_what_is_not(source: Path, tmp_path: Path) -> None:
     """Links of a hub's snapshot become files; weights of other formats and old indexes stay behind."""
-    shutil.copytree(source, tmp_path / "source")
-    (tmp_path / "blob").write_text("{}")
-    (tmp_path / "source" / "tokenizer.json").symlink_to(tmp_path / "blob")
+    folder = tmp_path / "models--org--name" / "snapshots" / "0123abcd"
+    shutil.copytree(source, folder)
+    (tmp_path / "models--org--name" / "blobs").mkdir()
+    (tmp_path / "models--org--name" / "blobs" / "blob").write_text("{}")
+    (folder / "tokenizer.json").symlink_to("../../blobs/blob")
     kept = ("vocab.txt", "chat_template.jinja", "LICENSE", "README.md", "tokenizer.model")
     left = ("pytorch_model.bin", "pytorch_model.bin.index.json", ".gitattributes", "optimizer.pt")
     for name in kept + left:
-        (tmp_path / "source" / name).write_text(name)
-    (tmp_path / "source" / "original").mkdir()
-    out = quantize(tmp_path / "source", tmp_path / "out", "--scheme", "w8a8-dynamic", calibrated=False)
+        (folder / name).write_text(name)
+    (folder / "original").mkdir()
+    out = quantize(folder, tmp_path / "out", "--scheme", "w8a8-dynamic", calibrated=False)
     names = {path.name for path in out.iterdir()}
     assert {*kept, "tokenizer.json", "generation_config.json"} <= names and not names & {*left, "original"}
     assert not any(path.is_symlink() for path in out.iterdir())
     assert all((out / name).read_text() == name for name in kept)
+
+
+def test_a_link_out_of_the_folder_is_not_copied(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(source, tmp_path / "source")
+    (tmp_path / "secret").write_text("a key")
+    (tmp_path / "source" / "NOTICE.txt").symlink_to("../secret")
+    said = refusal(capsys, tmp_path / "source", tmp_path / "out", "--scheme", "w8a8-dynamic")
+    assert "NOTICE.txt is a symbolic link to" in said and "outside of the model folder" in said
 
 
 @pytest.mark.parametrize(

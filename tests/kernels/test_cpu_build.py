@@ -158,6 +158,71 @@ def test_a_directory_of_another_user_is_refused(compiler: Path, monkeypatch: pyt
         loader.library()
 
 
+def test_a_directory_that_everyone_can_exchange_is_refused(compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    public = compiler.parent / "public"
+    (public / "mine").mkdir(parents=True, mode=0o700)
+    monkeypatch.setenv("VLLM_MS_CACHE_DIR", str(public / "mine"))
+    public.chmod(0o777)
+    with pytest.raises(KernelBuildError, match=rf"is in {public}, where every user could exchange it; run `chmod o-w"):
+        loader.library()
+    public.chmod(0o1777)  # as /tmp: only an owner can rename
+    assert loader.library().parent == public / "mine"
+
+
+def test_a_link_is_judged_by_where_it_leads(compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, link = compiler.parent / "target", compiler.parent / "link"
+    target.mkdir(mode=0o700)
+    link.symlink_to(target)
+    monkeypatch.setenv("VLLM_MS_CACHE_DIR", str(link))
+    assert loader.library().parent == link
+    target.chmod(0o770)
+    with pytest.raises(KernelBuildError, match="can be written by other users"):
+        loader.library()
+
+
+@pytest.mark.parametrize("suffix", [".so", ".sha256"])
+@pytest.mark.parametrize("how", ["link", "writable by all", "of another user"])
+def test_files_that_others_could_have_left_are_built_again(
+    compiler: Path, how: str, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder may have been open to others before."""
+    path = loader.library().with_suffix(suffix)
+    if how == "link":
+        path.rename(path.with_name("elsewhere"))
+        path.symlink_to("elsewhere")
+    elif how == "writable by all":
+        path.chmod(0o666)
+    elif os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+    else:
+        pytest.skip("only root can give files away")
+    assert loader.library().with_suffix(suffix) == path
+    assert builds(compiler) == 2
+    assert stat.S_ISREG(path.lstat().st_mode) and path.stat().st_uid == os.geteuid()
+    loader.library()
+    assert builds(compiler) == 2
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_what_is_built_is_closed_to_others_whatever_the_umask(compiler: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        path = loader.library()
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
+    assert loader.library() == path and builds(compiler) == 1
+
+
+def test_a_link_in_place_of_the_lock_is_not_followed(compiler: Path) -> None:
+    victim = compiler.parent / "victim"
+    loader.cache_directory()
+    (compiler.parent / "cache" / "lock").symlink_to(victim)
+    with pytest.raises(KernelBuildError, match="cannot be written to"):
+        loader.library()
+    assert not victim.exists()
+
+
 def test_a_file_in_place_of_the_directory_is_refused(compiler: Path) -> None:
     (compiler.parent / "cache").write_text("")
     with pytest.raises(KernelBuildError, match="cannot be used"):

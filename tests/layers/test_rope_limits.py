@@ -31,7 +31,20 @@ ERRORS = {
     "partial above 1": (raw(partial_rotary_factor=1.5), "partial_rotary_factor must be such that 2 to 128 features"),
     "partial of nothing": (raw(partial_rotary_factor=0.001), "partial_rotary_factor must be such that 2 to 128"),
     "odd head": (raw() | {"head_dim": 7}, "2 to 7 features rotate, in pairs"),
-    "head_dim": (raw() | {"head_dim": "64"}, "head_dim must be a whole number of at least 1.* '64'"),
+    "head_dim": (raw() | {"head_dim": "64"}, "head_dim must be a whole number of 1 to 65536.* '64'"),
+    "head beyond memory": (raw() | {"head_dim": 10**12}, "head_dim must be a whole number of 1 to 65536.* 10000000"),
+    "no head of two": (
+        LLAMA_SIZES | {"hidden_size": 3, "num_attention_heads": 4},
+        "hidden_size / num_attention_heads must be 1 to 65536.* 0",
+    ),
+    "number beyond floats": (raw("linear", factor=10**400), "factor must be a number of at least 1.* 1000000"),
+    "number beyond float32": (raw("yarn", attention_factor=1e300), "attention_factor must be a number.* 1e"),
+    "number below float32": (raw("yarn", beta_slow=5e-324), "beta_slow must be a number above 0.* 5e-324"),
+    "longrope entry of nothing": (
+        raw("longrope", short_factor=[1e-300] * 64),
+        "short_factor must be a list of numbers",
+    ),
+    "endless type": (raw("x" * 100_000), r"rope type 'x{159}\.\.\. is not supported"),
     "no head": ({"rope_theta": 1e4}, "hidden_size must be a whole number of at least 1.* no value for it"),
     "other rope": (raw("dynamic", alpha=1000.0), "'dynamic': alpha must be absent .*not supported.* 1000.0"),
     "mrope": (raw(mrope_section=[16, 24, 24]), r"mrope_section must be absent .*\[16, 24, 24\]"),
@@ -54,6 +67,13 @@ def test_errors_before_the_type_is_known() -> None:
         RopeParameters.from_config(LLAMA_SIZES | {"rope_scaling": ["yarn"]})
     with pytest.raises(ValueError, match="max_position_embeddings must be in the config"):
         covered_positions(RopeParameters.from_config(LLAMA_SIZES), LLAMA_SIZES)
+
+
+@pytest.mark.parametrize("value", ["much", [512], 0, -1, float("nan"), float("inf"), True])
+def test_a_length_that_is_none(value: object) -> None:
+    config = LLAMA_SIZES | {"max_position_embeddings": 512, "max_seq_len": value}
+    with pytest.raises(ValueError, match="max_seq_len must be a number of at least 1, but the config has"):
+        covered_positions(RopeParameters.from_config(LLAMA_SIZES), config)
 
 
 COVERED = {  # how far: 32768 is max_position_embeddings

@@ -246,8 +246,21 @@ OTHER_REFUSALS: list[tuple[Any, str, Any, str]] = [
     (gptq_config(4, 128, True), "dynamic", {"+:x": {"damp_percent": 1}}, "Rule '.:x'.*damp_percent"),
     (gptq_config(4, 128, True), "dynamic", {"+:x": {"bits": 2}}, "Rule '.:x'.*bits 2"),
     (gptq_config(4, 128, True), "dynamic", {"+:((": {}}, "regular expression"),
+    (gptq_config(4, 128, True), "dynamic", {"+:a{9999999999}": {}}, "regular expression"),
+    (gptq_config(4, 128, True), "modules_in_block_to_quantize", 7, "modules_in_block_to_quantize 7.*list"),
     ({"quant_method": "bitsandbytes"}, "load_in_4bit", True, "bitsandbytes.*supported are compressed-tensors, fp8"),
 ]
+
+
+@pytest.mark.parametrize("config", [[], ["gptq"], "gptq", 7])
+def test_a_description_that_is_no_dictionary(config: Any) -> None:
+    fails(lambda: from_config(config), "quantization_config .*dictionary of settings is expected; correct it")
+
+
+def test_block_sizes_of_thousands_of_digits() -> None:
+    """Python refuses to make a number of them, in words of its own."""
+    blocks = {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": "9" * 5000 + "x1"}
+    fails(lambda: from_config(config("float-quantized", blocks, None)), "block_structure")
 
 
 @pytest.mark.parametrize(("base", "path", "value", "text"), COMPRESSED_REFUSALS + OTHER_REFUSALS)

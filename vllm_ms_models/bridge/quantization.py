@@ -16,7 +16,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
 
 from vllm_ms_models.checkpoint.errors import CheckpointError, quote
-from vllm_ms_models.checkpoint.header import strict_json
+from vllm_ms_models.checkpoint.files import read_json
 from vllm_ms_models.quantization import formats
 
 # What --quantization may be called, by the format's name: vLLM has several names for some.
@@ -138,13 +138,8 @@ def _file(model: ModelConfig, name: str) -> Any:
     """The content of a JSON file of the model's folder or repository; None if it has no such file."""
     if not os.path.isdir(model.model):
         return get_hf_file_to_dict(name, model.model, model.revision)
-    path = Path(model.model) / name
-    try:
-        return strict_json(path.read_bytes()) if path.exists() else None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again.") from error
+    folder = Path(model.model)
+    return read_json(folder, name) if os.path.lexists(folder / name) else None
 
 
 def _option(vllm_config: VllmConfig) -> str:

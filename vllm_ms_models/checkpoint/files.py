@@ -4,6 +4,7 @@ import os
 import re
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from vllm_ms_models.checkpoint.errors import MOST_NAMES, CheckpointError, enumerate_names, quote
 from vllm_ms_models.checkpoint.header import MAX_HEADER_BYTES, strict_json
@@ -52,7 +53,9 @@ def inside(folder: Path, name: str) -> Path:
     """`folder / name`, unless that is outside of the folder.
 
     The target of a symbolic link must be in the folder too, or, in a Hugging Face cache
-    (`models--<org>--<name>/snapshots/<revision>`), among the same model's `blobs`.
+    (`models--<org>--<name>/snapshots/<revision>`), among the same model's `blobs`: that cache is made of such links. No
+    other link is followed, since a folder from elsewhere (an archive, a repository) could lead to any file of the user
+    who serves it, and what becomes of its bytes can be asked for. `blobs` must be a folder itself for the same reason.
     """
     parts = name.split("/")
     if not name or "\0" in name or ".." in parts or os.path.isabs(name):
@@ -66,7 +69,7 @@ def inside(folder: Path, name: str) -> Path:
         root = Path(os.path.realpath(folder))
         allowed = [root]
         if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
-            allowed.append(Path(os.path.realpath(root.parent.parent / "blobs")))
+            allowed.append(root.parent.parent / "blobs")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{quote(str(path))} cannot be looked up ({error}); correct the name.") from error
     if not any(target.is_relative_to(place) for place in allowed):
@@ -75,6 +78,27 @@ def inside(folder: Path, name: str) -> Path:
             "itself into the folder, or link the whole folder."
         )
     return path
+
+
+def read_json(folder: Path, name: str) -> Any:
+    """The content of a JSON file of a model folder, which is no larger than a header may be. Raises CheckpointError."""
+    path = inside(folder, name)
+    try:
+        size = path.stat().st_size
+        if size > MAX_HEADER_BYTES or not path.is_file():
+            raise CheckpointError(
+                f"{path} is not a file of JSON: {size} bytes found, a regular file of at most {MAX_HEADER_BYTES} "
+                "expected; download it again."
+            )
+        return strict_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}); check its permissions or download it again."
+        ) from error
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again.") from error
 
 
 def _listing(folder: Path) -> list[str]:
@@ -100,21 +124,8 @@ def _index_name(folder: Path, names: list[str]) -> str | None:
 
 def _read_weight_map(folder: Path, index: str) -> dict[str, str]:
     """Tensor name -> file name out of an index file; the file names are not yet checked."""
-    path = inside(folder, index)
-    try:
-        size = path.stat().st_size
-        if size > MAX_HEADER_BYTES or not path.is_file():
-            raise CheckpointError(
-                f"{path} is not an index file: {size} bytes found, a regular file of at most {MAX_HEADER_BYTES} "
-                "expected; download it again."
-            )
-        content = strict_json(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); download it again.") from error
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again.") from error
+    path = folder / index
+    content = read_json(folder, index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map from tensor names to file names; download it again.")

@@ -25,10 +25,15 @@ from typing import Any, NamedTuple, NoReturn, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_ms_models.checkpoint.errors import enumerate_names, quote
+
 Array = NDArray[np.float32]
 
 SUPPORTED = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 DEFAULT_THETA = 10000.0  # RotaryEmbeddingConfigMixin.default_theta of transformers
+MOST_FEATURES = 65536  # of a head: no model comes near, and a config's number is not to decide about memory
+_LEAST_FACTOR = 1e-30  # longrope divides by it, and positions times the quotient are float32
+_TINY, _HUGE = (float(bound) for bound in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 _ORIGINAL = "original_max_position_embeddings"
 
 # Parameters that change the rotation for some model and are not implemented: an error, never ignored.
@@ -109,10 +114,10 @@ def _rope_values(config: Any, layer_type: str | None) -> dict[str, Any]:
     """The rope's own entries, with what older configs keep beside them."""
     found = _get(config, "rope_scaling") or _get(config, "rope_parameters") or {}
     if not isinstance(found, Mapping):
-        raise ValueError(f"rope_parameters (or rope_scaling) must be a mapping, but the config has {found!r}")
+        raise ValueError(f"rope_parameters (or rope_scaling) must be a mapping, but the config has {quote(found)}")
     nested = {name: entry for name, entry in found.items() if isinstance(entry, Mapping)}
     if nested and layer_type not in nested:
-        names = ", ".join(map(repr, nested))
+        names = enumerate_names(nested)
         raise ValueError(f"rope_parameters must have an entry for layer type {layer_type!r}, but they have {names}")
     values = dict(nested.get(layer_type, found))
     if not nested and (original := _get(config, _ORIGINAL)) is not None:
@@ -128,9 +133,9 @@ def _rope_type(values: Mapping[str, Any]) -> str:
     found = [values[key] for key in ("rope_type", "type") if values.get(key) is not None] or ["default"]
     names = ["longrope" if name == "su" else name for name in found]
     if names[0] != names[-1]:
-        raise ValueError(f"rope_type and type must agree, but the config has {names[0]!r} and {names[-1]!r}")
+        raise ValueError(f"rope_type and type must agree, but the config has {quote(names[0])} and {quote(names[-1])}")
     if names[0] not in SUPPORTED:
-        raise ValueError(f"rope type {names[0]!r} is not supported; supported are {', '.join(SUPPORTED)}")
+        raise ValueError(f"rope type {quote(names[0])} is not supported; supported are {', '.join(SUPPORTED)}")
     return str(names[0])
 
 
@@ -144,7 +149,7 @@ class _Reader(NamedTuple):
     def fail(self, key: str, expected: str, found: object) -> NoReturn:
         raise ValueError(
             f"rope type {self.rope_type!r}: {key} must be {expected}, but the config has "
-            f"{'no value for it' if found is None else repr(found)} (supported rope types: {', '.join(SUPPORTED)})"
+            f"{'no value for it' if found is None else quote(found)} (supported rope types: {', '.join(SUPPORTED)})"
         )
 
     def number(self, key: str, least: float = 0.0, above: float | None = None, default: float | None = None) -> float:
@@ -156,22 +161,27 @@ class _Reader(NamedTuple):
             self.fail(key, f"a number of at least {least:g}" if above is None else f"a number above {above:g}", value)
         return float(value)
 
-    def whole(self, key: str, source: Any) -> int:
+    def whole(self, key: str, source: Any, most: int | None = None) -> int:
         value = _get(source, key)
-        if not _is_number(value) or value != int(value) or value < 1:
-            self.fail(key, "a whole number of at least 1", value)
+        if not _is_number(value) or value != int(value) or not 1 <= value <= (most or value):
+            self.fail(key, "a whole number of at least 1" if most is None else f"a whole number of 1 to {most}", value)
         return int(value)
 
     def head_dim(self) -> int:
         """`head_dim`, the rotating part of a DeepSeek head, or hidden_size / num_attention_heads."""
         for key in ("head_dim", "qk_rope_head_dim"):
             if _get(self.config, key) is not None:
-                return self.whole(key, self.config)
-        return self.whole("hidden_size", self.config) // self.whole("num_attention_heads", self.config)
+                return self.whole(key, self.config, MOST_FEATURES)
+        size = self.whole("hidden_size", self.config) // self.whole("num_attention_heads", self.config)
+        if not 1 <= size <= MOST_FEATURES:
+            self.fail("hidden_size / num_attention_heads", f"1 to {MOST_FEATURES}", size)
+        return size
 
     def factors(self, key: str, pairs: int) -> tuple[float, ...]:
         found = self.values.get(key)
-        if not isinstance(found, list | tuple) or not all(_is_number(entry) and entry > 0 for entry in found):
+        if not isinstance(found, list | tuple) or not all(
+            _is_number(entry) and entry >= _LEAST_FACTOR for entry in found
+        ):
             self.fail(key, "a list of numbers above 0", found)
         if len(found) != pairs:
             self.fail(key, f"a list of {pairs} numbers (half the rotating features), not {len(found)}", found)
@@ -179,7 +189,10 @@ class _Reader(NamedTuple):
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether `value` is a number that a float32 can hold: JSON has integers of any size, and Python reads NaN."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return value == 0 or _TINY <= abs(value) <= _HUGE
 
 
 def _type_fields(read: _Reader, pairs: int) -> dict[str, Any]:
@@ -228,18 +241,24 @@ def covered_positions(parameters: RopeParameters | Iterable[RopeParameters], con
     dynamic except in Gemma 3, whose length is scaled already. Equal to it but for yarn: there a config may keep the
     unscaled length (Qwen2.5), and the rope is made for original * factor, which vLLM refuses unless overridden.
     """
-    lengths = [length for key in _LENGTHS if (length := _get(config, key)) is not None]
-    if (preferred := _get(config, "model_max_length")) is not None:  # Cohere
-        lengths = [preferred]
+    names = ["model_max_length"] if _get(config, "model_max_length") is not None else _LENGTHS  # the one is Cohere's
+    lengths = [_length(config, key) for key in names if _get(config, key) is not None]
     if not lengths:
         raise ValueError("max_position_embeddings must be in the config, but neither it nor another length is")
     covered = [min(lengths)]
     for rope in [parameters] if isinstance(parameters, RopeParameters) else parameters:
         if rope.rope_type == "yarn":
             covered.append(rope.original_max_position * rope.factor)
-        elif rope.rope_type in ("linear", "dynamic") and "gemma3" not in (_get(config, "model_type") or ""):
+        elif rope.rope_type in ("linear", "dynamic") and "gemma3" not in str(_get(config, "model_type")):
             covered.append(min(lengths) * rope.factor)
     return int(max(covered))
+
+
+def _length(config: Any, key: str) -> float:
+    value = _get(config, key)
+    if not _is_number(value) or value < 1:
+        raise ValueError(f"{key} must be a number of at least 1, but the config has {quote(value)}")
+    return value
 
 
 # At position 100,000, one unit in the last place of a float32 frequency turns the angle by 0.006. So transformers'

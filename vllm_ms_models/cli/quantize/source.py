@@ -12,7 +12,8 @@ import numpy as np
 
 from vllm_ms_models.checkpoint import FLOATS, Checkpoint, CheckpointError, open_checkpoint
 from vllm_ms_models.checkpoint.errors import quote
-from vllm_ms_models.checkpoint.header import DTYPES, strict_json
+from vllm_ms_models.checkpoint.files import inside, read_json
+from vllm_ms_models.checkpoint.header import DTYPES
 from vllm_ms_models.checkpoint.reading import Reader, aligned_buffer, make_region
 from vllm_ms_models.quantization.formats import DESCRIPTIONS
 
@@ -69,9 +70,10 @@ class Source:
             yield slice(first, min(first + step, shape[0]))
 
     def kept_files(self) -> list[Path]:
-        """What goes along unchanged."""
+        """What goes along unchanged. Raises CheckpointError for a link out of the folder."""
         found = [path for path in sorted(self.folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
-        return [path for path in found if path.suffix.lower() in KEPT_SUFFIXES and _is_kept(path.name)]
+        names = [path.name for path in found if path.suffix.lower() in KEPT_SUFFIXES and _is_kept(path.name)]
+        return [inside(self.folder, name) for name in names]  # a link must not bring in a file of the user's
 
 
 def _is_kept(name: str) -> bool:
@@ -82,19 +84,18 @@ def open_source(model: str) -> Source:
     """Opens a folder, or downloads a Hugging Face repository. Raises CheckpointError, also for quantized models."""
     folder = Path(model) if os.path.exists(model) else _download(model)
     path = folder / "config.json"
-    try:
-        config = strict_json(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); give the folder of a model.") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again.") from error
+    if not path.exists():
+        raise CheckpointError(f"{path} cannot be read (No such file or directory); give the folder of a model.")
+    config = read_json(folder, path.name)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} is not a dictionary of settings; download it again.")
     checkpoint = open_checkpoint(folder)
     _require_floats(folder, config, checkpoint)
     name = config.get("dtype") or config.get("torch_dtype")
     stored = next((tensor.dtype for tensor in checkpoint.tensors.values() if tensor.name.endswith(".weight")), "F32")
-    return Source(folder, config, checkpoint, DTYPE_NAMES.get(str(name).removeprefix("torch."), stored))
+    source = Source(folder, config, checkpoint, DTYPE_NAMES.get(str(name).removeprefix("torch."), stored))
+    source.kept_files()  # what is wrong with them is said now, not after hours
+    return source
 
 
 def _download(model: str) -> Path:

@@ -3,6 +3,9 @@
 The library's name is a hash of everything that decides what is in it: sources, flags, compiler, Python ABI and
 MindSpore version. A file lock lets one of several processes build while the others wait; the result appears by an
 atomic rename, with a checksum beside it, so that a half-written or damaged library is rebuilt, never loaded.
+
+What is loaded is code, so nobody else may be able to put it there: the folder is this user's and closed to others, no
+folder above it lets everyone exchange it, and files that another user has left in it are not taken.
 """
 
 import contextlib
@@ -50,6 +53,7 @@ COMMON = (  # compiled once, for any machine
     "collectives",
 )
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi")
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
 
@@ -119,11 +123,19 @@ def cache_directory() -> Path:
             f"The kernel cache {directory} belongs to another user, who could replace the code in it; "
             "set VLLM_MS_CACHE_DIR to a directory of yours."
         )
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if status.st_mode & _OTHERS_WRITE:
         raise KernelBuildError(
             f"The kernel cache {directory} can be written by other users, who could replace the code in it; "
             f"run `chmod 700 {directory}` or set VLLM_MS_CACHE_DIR to another directory."
         )
+    for above in Path(os.path.realpath(directory)).parents:
+        mode = above.stat().st_mode
+        # Not of groups: where each user has a group of his own, folders are made writable for it.
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise KernelBuildError(
+                f"The kernel cache {directory} is in {above}, where every user could exchange it; "
+                f"run `chmod o-w {above}` or set VLLM_MS_CACHE_DIR to another directory."
+            )
     return directory
 
 
@@ -161,16 +173,23 @@ def _checksum(path: Path) -> str:
 
 
 def _intact(path: Path) -> bool:
-    """Whether the library exists and is what was built."""
+    """Whether the library exists, is what was built, and was put there by this user."""
+    checksum = path.with_suffix(".sha256")
     try:
-        return path.with_suffix(".sha256").read_text() == _checksum(path)
+        return _is_own(path) and _is_own(checksum) and checksum.read_text() == _checksum(path)
     except (OSError, UnicodeDecodeError):
         return False
 
 
+def _is_own(path: Path) -> bool:
+    """A regular file of this user, no link, that others cannot write; the folder may have been open to them before."""
+    status = path.lstat()
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & _OTHERS_WRITE
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -206,6 +225,8 @@ def _build(compiler: list[str], path: Path) -> None:
         _run([*compiler, "-shared", *(job[-1] for job in jobs), "-o", result, "-lpthread"])
         checksum = Path(build, "kernels.sha256")
         checksum.write_text(_checksum(Path(result)))
+        os.chmod(result, 0o600)  # whatever the umask is
+        os.chmod(checksum, 0o600)
         os.replace(result, path)
         os.replace(checksum, path.with_suffix(".sha256"))
     logger.info("Built the CPU kernels in %.0f s: %s", time.monotonic() - start, path)

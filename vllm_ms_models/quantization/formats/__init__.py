@@ -27,6 +27,11 @@ DESCRIPTION_OF = {ModelSlim.name: ModelSlim.file, GoldenStick.name: GoldenStick.
 
 def from_config(config: Mapping[str, Any], requantize_fp8: bool = False) -> Format:
     """The format that `quantization_config` describes. Raises CheckpointError."""
+    if not isinstance(config, Mapping):
+        raise CheckpointError(
+            f"config.json has quantization_config {quote(config)}, where a dictionary of settings is expected; "
+            "correct it."
+        )
     method = str(config.get("quant_method", "")).lower().replace("_", "-")
     if method not in METHODS:
         raise CheckpointError(

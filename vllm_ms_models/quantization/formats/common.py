@@ -74,7 +74,7 @@ class Settings:
 def compiled(pattern: str, where: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:  # a{9999999999}, ((((...
         raise CheckpointError(f"{where} has {quote(pattern)}, which is not a regular expression ({error}).") from None
 
 

@@ -182,7 +182,7 @@ def _strategy(arguments: Settings, allowed: tuple[str, ...]) -> str:
 def _block(weights: Settings) -> tuple[int, int]:
     block = weights.get("block_structure")
     if isinstance(block, str):
-        block = [int(size) if size.isdecimal() else 0 for size in block.split("x")]
+        block = [int(size) if size.isdecimal() and len(size) < 10 else 0 for size in block.split("x")]
     if not isinstance(block, list) or len(block) != 2 or not all(type(size) is int and size > 0 for size in block):
         raise weights.refusal("block_structure", "two sizes, of rows and of columns, are expected")
     return block[0], block[1]

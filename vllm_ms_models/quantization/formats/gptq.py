@@ -65,6 +65,8 @@ class Gptq(Format):
         self.head = settings.one_of("lm_head", (True, False), False)
         self.ignored = settings.names("modules_to_not_convert")
         inside = settings.get("modules_in_block_to_quantize", [])
+        if not isinstance(inside, list):
+            raise settings.refusal("modules_in_block_to_quantize", "a list of names is expected")
         names = [name for item in inside for name in (item if isinstance(item, list) else [item])]
         self.chosen = Settings(WHERE, {"modules_in_block_to_quantize": names}, SETTINGS).names(
             "modules_in_block_to_quantize"
