@@ -22,8 +22,14 @@ OPTIONS = {
     "--structured-outputs-config": '{"backend": "xgrammar", "disable_any_whitespace": true}',
     "--tool-call-parser": "hermes",
     "--reasoning-parser": "deepseek_v3",  # tells reasoning apart where a request asks for it
+    "--reasoning-config": '{"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}',
 }
-FLAGS = ("--enable-auto-tool-choice", "--enable-prompt-tokens-details", "--enable-tokenizer-info-endpoint")
+FLAGS = (
+    "--enable-auto-tool-choice",
+    "--enable-prompt-tokens-details",
+    "--enable-tokenizer-info-endpoint",
+    "--enable-scale-out",
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -59,7 +59,11 @@ class Service:
 
     def counter(self, name: str) -> float:
         """One of the server's counters."""
-        found = re.findall(rf"^vllm:{name}_total{{[^}}]*}} (\S+)$", self.get("/metrics").text, re.M)
+        return self.gauge(f"{name}_total")
+
+    def gauge(self, name: str) -> float:
+        """Another of its metrics."""
+        found = re.findall(rf"^vllm:{name}{{[^}}]*}} (\S+)$", self.get("/metrics").text, re.M)
         assert found, name
         return sum(map(float, found))
 

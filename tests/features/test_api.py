@@ -77,8 +77,8 @@ def test_messages(service: Service) -> None:
     request: Any = {
         "model": "served",
         "max_tokens": 16,
-        "temperature": 0,
         "messages": [{"role": "user", "content": QUESTION}],
+        "extra_body": {"temperature": 0},
     }
     expected = answer_of(service)
     message = client.messages.create(**request)

@@ -20,6 +20,7 @@ ADD: dict[str, Any] = {
     },
 }
 TOOLS = [{"type": "function", "function": ADD}]
+STRICT = [{"type": "function", "function": ADD | {"strict": True}}]  # arguments that keep to the schema
 CALL = r'<tool_call>\{"name": "add", "arguments": \{"a": [0-9], "b": [0-9]\}\}</tool_call>'
 
 
@@ -59,7 +60,7 @@ def test_a_template_of_the_checkpoint_and_one_of_the_request(service: Service) -
 @pytest.mark.parametrize("choice", ["required", "named"])
 def test_tools_that_must_be_called(service: Service, choice: str) -> None:
     wanted: Any = "required" if choice == "required" else {"type": "function", "function": {"name": "add"}}
-    options: dict[str, Any] = {"tools": TOOLS, "tool_choice": wanted, "max_completion_tokens": 80}
+    options: dict[str, Any] = {"tools": STRICT, "tool_choice": wanted, "max_completion_tokens": 80}
     (call, *_) = service.chat(QUESTION, **options).choices[0].message.tool_calls
     check_call(call.function.name, call.function.arguments)
     name, arguments = "", ""
@@ -108,14 +109,14 @@ def test_no_tool_is_called_where_none_may_be(service: Service) -> None:
 @pytest.mark.feature("Anthropic Messages API")
 def test_tools_of_messages(service: Service) -> None:
     client = anthropic.Anthropic(base_url=service.server.url, api_key="none", timeout=120, max_retries=0)
-    tool: Any = {"name": "add", "description": ADD["description"], "input_schema": ADD["parameters"]}
+    tool: Any = {"name": "add", "description": ADD["description"], "input_schema": ADD["parameters"], "strict": True}
     message = client.messages.create(
         model="served",
         max_tokens=80,
-        temperature=0,
         messages=[{"role": "user", "content": QUESTION}],
         tools=[tool],
         tool_choice={"type": "tool", "name": "add"},
+        extra_body={"temperature": 0},
     )
     (use,) = [block for block in message.content if block.type == "tool_use"]
     check_call(use.name, json.dumps(use.input))
@@ -125,7 +126,7 @@ def test_tools_of_messages(service: Service) -> None:
 @pytest.mark.feature("tool calling: required and named")
 @pytest.mark.feature("Responses API")
 def test_tools_of_responses(service: Service) -> None:
-    tool: Any = {"type": "function", **ADD}
+    tool: Any = {"type": "function", "strict": True, **ADD}
     reply = service.client.responses.create(
         model="served", input=QUESTION, temperature=0, max_output_tokens=80, tools=[tool], tool_choice="required"
     )

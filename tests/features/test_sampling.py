@@ -21,7 +21,7 @@ def test_a_seed_repeats_samples_and_they_differ_among_each_other(service: Servic
         return [tuple(choice.token_ids) for choice in choices]
 
     assert sample(1) == sample(1) != sample(2)
-    assert len(set(sample(1))) == 4
+    assert len(set(sample(1))) > 1
 
 
 @pytest.mark.representative
@@ -31,13 +31,12 @@ def test_samples_have_the_distribution_that_they_are_drawn_from(service: Service
 
     The draws are the same in each run: seeds are fixed.
     """
-    allowed, draws = [3, 5, 8, 13, 21], 384
-    logits = service.family.logits(PROMPT)[-1][allowed]
-    temperature = (logits.max() - logits.min()).item()  # so that none of them is rare
-    expected = (logits / temperature).softmax(0) * draws
-    choices = service.complete(
-        PROMPT, n=draws, seed=1, temperature=temperature, max_tokens=1, allowed_token_ids=allowed
-    ).choices
+    draws = 384
+    logits = service.family.logits(PROMPT)[-1]
+    wanted = logits.median() + torch.tensor([0.0, 0.4, 0.8, 1.2, 1.6])  # so that none of them is rare
+    allowed = [int((logits - value).abs().argmin()) for value in wanted]
+    expected = logits[allowed].softmax(0) * draws
+    choices = service.complete(PROMPT, n=draws, seed=1, temperature=1.0, max_tokens=1, allowed_token_ids=allowed).choices
     counts = Counter(choice.token_ids[0] for choice in choices)
     found = torch.tensor([counts[token] for token in allowed])
     assert found.sum() == draws
@@ -74,14 +73,17 @@ def test_only_allowed_tokens_come(service: Service) -> None:
 @pytest.mark.representative
 @pytest.mark.feature("bad words")
 def test_bad_words_do_not_come(service: Service) -> None:
-    """Of one token and of two: of these only the last one is forbidden, after the first."""
-    one, two = service.tokenize(" cat")[:1], service.tokenize("dog cat")
-    allowed = sorted({*one, *two})
-    options: dict[str, Any] = {"temperature": 3.0, "max_tokens": 48, "allowed_token_ids": allowed}
-    word = service.post("/detokenize", {"model": "served", "tokens": one}).json()["prompt"]
-    free = service.tokens(PROMPT, seed=3, **options)
-    assert one[0] in free
-    assert one[0] not in service.tokens(PROMPT, seed=3, bad_words=[word], **options)
+    """A word of one token never does; of one of two tokens the second does not come after the first."""
+    (seven,), (eight,) = service.tokenize("7"), service.tokenize("8")
+    assert service.tokenize("77") == [seven, seven]
+    options: dict[str, Any] = {
+        "max_tokens": 6,
+        "allowed_token_ids": [seven, eight],
+        "logit_bias": {str(seven): 50.0, str(eight): 0.0},
+    }
+    assert service.tokens(PROMPT, **options) == [seven] * 6
+    assert service.tokens(PROMPT, bad_words=["7"], **options) == [eight] * 6
+    assert service.tokens(PROMPT, bad_words=["77"], **options) == [seven, eight] * 3
 
 
 @pytest.mark.representative

@@ -1,6 +1,5 @@
 """What vLLM does with many requests at once: chunks, cached prefixes, preemption, priorities. No token changes by it."""
 
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,11 +15,12 @@ def prompt(seed: int, length: int) -> list[int]:
 @pytest.mark.representative
 @pytest.mark.feature("chunked prefill")
 def test_a_prompt_is_read_in_chunks(service: Service) -> None:
-    """Of 64 tokens, the server's --max-num-batched-tokens."""
-    before = service.counter("iteration_tokens_total_count") if False else 0
-    assert before == 0
-    long = prompt(1, 300)
-    service.family.check_greedy(long, service.tokens(long))
+    """Of 64 tokens, the server's --max-num-batched-tokens: 300 take five steps."""
+    assert service.post("/reset_prefix_cache", {}).status_code == 200
+    long, steps = prompt(1, 300), service.gauge("iteration_tokens_total_count")
+    tokens = service.tokens(long)
+    service.family.check_greedy(long, tokens)
+    assert service.gauge("iteration_tokens_total_count") - steps == 5 + len(tokens) - 1
 
 
 @pytest.mark.representative
@@ -58,19 +58,13 @@ def test_requests_that_do_not_fit_are_preempted(service: Service) -> None:
 @pytest.mark.representative
 @pytest.mark.feature("priority scheduling")
 def test_the_urgent_overtake(service: Service) -> None:
-    """Twice as many requests as run at once (16), then an urgent one: it is done before most of those that wait."""
-    done: list[str] = []
-    lock = threading.Lock()
-
-    def ask(name: str, priority: int) -> None:
-        service.tokens(prompt(len(name), 20), max_tokens=60, priority=priority)
-        with lock:
-            done.append(name)
-
-    with ThreadPoolExecutor(49) as pool:
-        patient = [pool.submit(ask, f"patient {number}", 10) for number in range(48)]
-        time.sleep(0.3)
-        urgent = pool.submit(ask, "urgent", -10)
-        for future in (*patient, urgent):
-            future.result()
-    assert done.index("urgent") < 40
+    """Four times as many requests as run at once (16), then an urgent one: others still wait when it is done."""
+    with ThreadPoolExecutor(1) as pool:
+        patient = pool.submit(service.complete, [prompt(seed, 8) for seed in range(64)], max_tokens=60, priority=10)
+        end = time.monotonic() + 60
+        while service.gauge("num_requests_waiting") < 40:
+            assert time.monotonic() < end and not patient.done()
+        service.tokens(prompt(99, 8), max_tokens=1, priority=-10)
+        waiting = service.gauge("num_requests_waiting")
+        assert len(patient.result().choices) == 64
+    assert waiting > 0

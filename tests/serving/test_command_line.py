@@ -30,6 +30,7 @@ def run(*command: str, env: dict[str, str] | None = None) -> subprocess.Complete
     return done
 
 
+@pytest.mark.feature("offline LLM", families=["qwen2"])
 @pytest.mark.parametrize("multiprocessing", ["0", "1"])
 def test_offline_llm_in_one_process_and_in_two(tmp_path: Path, multiprocessing: str) -> None:
     script = tmp_path / "offline.py"
@@ -39,6 +40,7 @@ def test_offline_llm_in_one_process_and_in_two(tmp_path: Path, multiprocessing: 
     assert "Traceback" not in done.stderr  # also a clean shutdown
 
 
+@pytest.mark.feature("vllm run-batch", families=["qwen2"])
 def test_run_batch(tmp_path: Path) -> None:
     questions = {"sum": "What is 12 + 7?", "other": "What is 20 + 5?"}
     lines = [
@@ -58,6 +60,7 @@ def test_run_batch(tmp_path: Path) -> None:
     assert texts["sum"].startswith("19") and texts["other"].startswith("25")
 
 
+@pytest.mark.feature("vllm bench serve", families=["qwen2"])
 def test_bench_serve(demo: Server, tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     run(
@@ -69,6 +72,7 @@ def test_bench_serve(demo: Server, tmp_path: Path) -> None:
     assert (report["completed"], report["total_output_tokens"]) == (8, 64)
 
 
+@pytest.mark.feature("vllm bench throughput", families=["qwen2"])
 def test_bench_throughput(tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     run(
@@ -76,3 +80,25 @@ def test_bench_throughput(tmp_path: Path) -> None:
         *["--random-output-len", "8", "--num-prompts", "8", "--max-model-len", "256", "--output-json", str(result)],
     )
     assert json.loads(result.read_text())["num_requests"] == 8
+
+
+@pytest.mark.slow
+@pytest.mark.feature("vllm bench latency", families=["qwen2"])
+def test_bench_latency(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    run(
+        *[VLLM, "bench", "latency", "--model", str(DEMO), "--max-model-len", "256", "--output-json", str(result)],
+        *["--input-len", "20", "--output-len", "8", "--batch-size", "2", "--num-iters", "3", "--num-iters-warmup", "1"],
+    )
+    assert len(json.loads(result.read_text())["latencies"]) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.feature("vllm chat", families=["qwen2"])
+@pytest.mark.feature("vllm complete", families=["qwen2"])
+def test_chat_and_complete(demo: Server) -> None:
+    chat = run(VLLM, "chat", "--url", f"{demo.url}/v1", "--model-name", "demo", "--quick", "What is 12 + 7?")
+    assert chat.stdout.splitlines()[-1].strip() == "19"
+    prompt = "<|im_start|>user\nWhat is 12 + 7?<|im_end|>\n<|im_start|>assistant\n"
+    done = run(VLLM, "complete", "--url", f"{demo.url}/v1", "--model-name", "demo", "--quick", prompt)
+    assert done.stdout.strip().endswith("19")
