@@ -3,8 +3,8 @@
     python scripts/features.py           writes it
     python scripts/features.py --check   fails if it is not what would be written
 
-Tests say by `@pytest.mark.feature(name, families=[...], refused=sentence)` what they show; the families are those of the
-parameter `service` or `family` unless they are named. A name that is not in FEATURES is an error.
+Tests say by `@pytest.mark.feature(name, families=[...], refused=sentence)` what they show; the families are those of
+the parameter `service` or `family` unless they are named. A name that is not in FEATURES is an error.
 """
 
 import sys
@@ -42,7 +42,7 @@ FEATURES: dict[str, list[str]] = {
         "health and load",
         "generative scoring",
         "token-in token-out",
-        "requests that cannot be are refused",
+        "impossible requests are refused",
     ],
     "Commands": [
         "offline LLM",
@@ -100,30 +100,35 @@ FEATURES: dict[str, list[str]] = {
     "Speculation": ["speculation by n-grams", "speculation by a draft model", "speculation by MTP layers"],
     "Several processes": ["tensor parallelism", "pipeline parallelism", "data and expert parallelism", "Ray"],
     "Other tasks and weights": ["LoRA", "embeddings", "classification", "rerank and score"],
-    "Not offered": [
-        "images and audio",
-        "prompt embeddings",
-        "sleep mode",
-        "weight offloading",
-        "KV transfer",
-        "KV offloading",
-        "expert load balancing",
-        "context parallelism",
-        "other speculation methods",
-        "other attention backends",
-        "transformers as model implementation",
-        "quantizing while loading",
-    ],
 }
+
+# What no family has.
+REFUSED = [
+    "images and audio",
+    "prompt embeddings",
+    "sleep mode",
+    "weight offloading",
+    "KV transfer",
+    "KV offloading",
+    "expert load balancing",
+    "context parallelism",
+    "other speculation methods",
+    "other attention backends",
+    "transformers as model implementation",
+    "quantizing while loading",
+    "other profilers",
+]
+
+KNOWN = {*REFUSED, *(feature for group in FEATURES.values() for feature in group)}
 
 HEADER = """# Features
 
-Which feature of vLLM works with which family of models, on a CPU. This page is written by `make docs` from the marks of the
-tests, and a test compares it: *works* links to a test that shows it, through a real server and the real client or vLLM's
-engine (`make test-all` runs them all); *refused* is a sentence at the start of the server or an answer with 4xx, listed
-below; *not run* means that no test shows it, not that it fails. Families share everything but their layers.
+Which feature of vLLM works with which family of models. This page is written by `make docs` from the marks of the
+tests, and a test compares it: *works* is shown by a test, through a real server and the real client, or through
+vLLM's engine (`make test-all` runs them all); *refused* is a sentence, listed below; *not run* means that no test
+shows it, not that it fails. Families share everything but their layers.
 
-On **Ascend** nothing was run: that column would say *not run* in every row.
+The columns of families are for CPUs; on Ascend nothing was run.
 """
 
 NOTES = """
@@ -139,11 +144,16 @@ NOTES = """
 
 @dataclass
 class Shown:
-    """What tests show of one feature."""
+    """What tests show of one feature, by family."""
 
-    works: dict[str, str] = field(default_factory=dict)  # family -> the first test's file and name
-    refused: str | None = None
-    test: str | None = None
+    works: set[str] = field(default_factory=set)
+    refused: dict[str, str] = field(default_factory=dict)  # the sentence
+    files: list[str] = field(default_factory=list)  # where, in the order of collection
+
+    def cell(self, family: str) -> str:
+        if family in self.works:
+            return "works"
+        return "refused" if family in self.refused else "not run"
 
 
 class Marks:
@@ -158,21 +168,26 @@ class Marks:
                 self._add(item, *mark.args, **mark.kwargs)
 
     def _add(self, item: pytest.Item, name: str, families: list[str] | None = None, refused: str | None = None) -> None:
-        known = {feature for group in FEATURES.values() for feature in group}
-        if name not in known:
+        if name not in KNOWN:
             raise pytest.UsageError(f"{item.nodeid}: the feature {name!r} is not in scripts/features.py")
         shown = self.shown[name]
-        test = item.nodeid.split("[")[0]
-        shown.test = shown.test or test
-        if refused is not None:
-            shown.refused = shown.refused or refused
-            return
-        for family in families or [_family(item)]:
-            shown.works.setdefault(SAME.get(family, family), test)
+        if families is None:
+            families = [_family(item)] if refused is None else [*FAMILIES]
+        for family in families:
+            family = SAME.get(family, family)
+            if family not in FAMILIES:
+                raise pytest.UsageError(f"{item.nodeid}: the family {family!r} is not in scripts/features.py")
+            if refused is None:
+                shown.works.add(family)
+            else:
+                shown.refused.setdefault(family, refused)
+        file = item.nodeid.split("::")[0]
+        if refused is None and file not in shown.files:
+            shown.files.append(file)
 
 
 def _family(item: pytest.Item) -> str:
-    parameters: dict[str, Any] = getattr(item, "callspec").params
+    parameters: dict[str, Any] = item.callspec.params  # type: ignore[attr-defined]
     if str(parameters.get("kind", "")).startswith("w8a8"):
         return "quantized"
     return str(parameters["service"] if "service" in parameters else parameters["family"])
@@ -189,25 +204,24 @@ def collected() -> dict[str, Shown]:
     return marks.shown
 
 
-def _cell(shown: Shown, family: str) -> str:
-    test = shown.works.get(family)
-    if test is None:
-        return "refused" if shown.refused else "not run"
-    return f"[works](../{test.split('::')[0]})"
+def _link(file: str) -> str:
+    return f"[{Path(file).parent.name}/{Path(file).name}](../{file})"
 
 
 def page(shown: dict[str, Shown]) -> str:
     """The whole document."""
     lines = [HEADER]
+    columns = [*FAMILIES.values(), "any, on Ascend", "shown by"]
     for group, features in FEATURES.items():
-        lines += [f"## {group}", "", "| | " + " | ".join(FAMILIES.values()) + " |", "| --- " * (len(FAMILIES) + 1) + "|"]
+        lines += [f"## {group}", "", f"| | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
         for feature in features:
-            cells = [_cell(shown.get(feature, Shown()), family) for family in FAMILIES]
-            lines.append(f"| {feature} | " + " | ".join(cells) + " |")
+            one = shown[feature]
+            cells = [*map(one.cell, FAMILIES), "not run", ", ".join(map(_link, one.files))]
+            lines.append(f"| {feature} | {' | '.join(cells)} |")
         lines.append("")
     lines += ["## What is refused", "", "| | the sentence |", "| --- | --- |"]
-    for features in FEATURES.values():
-        lines += [f"| {name} | {shown[name].refused} |" for name in features if name in shown and shown[name].refused]
+    for feature in [*(name for group in FEATURES.values() for name in group), *REFUSED]:
+        lines += [f"| {feature} | {sentence} |" for sentence in dict.fromkeys(shown[feature].refused.values())]
     return "\n".join(lines) + "\n" + NOTES
 
 

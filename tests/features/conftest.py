@@ -1,4 +1,4 @@
-"""A server for each family of models, started once, with everything switched on that the tests of this folder ask for."""
+"""A server for each family of models, started once, with all switched on that the tests of this folder ask for."""
 
 import json
 from collections.abc import Iterator

@@ -15,6 +15,10 @@ from tests.servers import Server
 _OPENAI = {"max_tokens", "temperature", "n", "seed", "stop", "logprobs", "echo", "logit_bias", "top_p", "stream"}
 _OPENAI |= {"presence_penalty", "frequency_penalty", "stream_options"}
 
+# Against the tokenizer's tokens of white space, of which grammars allow any number between the parts of a JSON; and for
+# the end, wherever a grammar allows it.
+TERSE = {str(token): -100.0 for token in (*range(197, 202), *range(216, 221))} | {"1023": 50.0}
+
 NOTHING = -9999.0  # how vLLM's HTTP API writes the log-probability of what is impossible
 
 

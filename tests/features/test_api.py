@@ -14,7 +14,9 @@ QUESTION = "What is 12 + 7?"
 
 def answer_of(service: Service, question: str = QUESTION) -> str:
     """Checked against torch, token by token."""
-    rendered = service.post("/tokenize", {"model": "served", "messages": [{"role": "user", "content": question}]}).json()
+    rendered = service.post(
+        "/tokenize", {"model": "served", "messages": [{"role": "user", "content": question}]}
+    ).json()
     reply = service.chat(question, extra_body={"return_token_ids": True})
     (choice,) = reply.choices
     service.family.check_greedy(rendered["tokens"], list(choice.token_ids))
@@ -134,6 +136,8 @@ def test_generative_scoring(service: Service) -> None:
 @pytest.mark.feature("token-in token-out")
 def test_tokens_in_tokens_out(service: Service) -> None:
     sampling = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
-    reply = service.post("/inference/v1/generate", {"token_ids": PROMPT, "sampling_params": sampling, "model": "served"})
+    reply = service.post(
+        "/inference/v1/generate", {"token_ids": PROMPT, "sampling_params": sampling, "model": "served"}
+    )
     assert reply.status_code == 200, reply.text
     service.family.check_greedy(PROMPT, reply.json()["choices"][0]["token_ids"])

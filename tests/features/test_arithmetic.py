@@ -115,9 +115,7 @@ FEATURES = {"all at once": "sampling parameters together"}
 def test_distribution(service: Service, case: str) -> None:
     parameters, changes = CASES[case]
     options = {"temperature": 1.0, "max_tokens": TOKENS, "seed": 5} | parameters
-    (choice,) = service.complete(
-        PROMPT, logprobs=VOCABULARY, return_tokens_as_token_ids=True, **options
-    ).choices
+    (choice,) = service.complete(PROMPT, logprobs=VOCABULARY, return_tokens_as_token_ids=True, **options).choices
     output = list(choice.token_ids)
     assert len(output) == TOKENS or choice.finish_reason == "stop"
     rows = service.family.logits(PROMPT + output).double().numpy()[len(PROMPT) - 1 : -1]
@@ -162,7 +160,9 @@ def test_prompt_logprobs_and_echo(service: Service) -> None:
     prompt = [(7 * i * i + 3) % 1000 for i in range(150)]
     (choice,) = service.complete(prompt, max_tokens=2, echo=True, logprobs=0, prompt_logprobs=0).choices
     expected = service.family.logits(prompt).log_softmax(-1)[:-1].gather(1, np_column(prompt[1:]))[:, 0].numpy()
-    of_prompt = [entry[str(token)]["logprob"] for token, entry in zip(prompt[1:], choice.prompt_logprobs[1:], strict=True)]
+    of_prompt = [
+        entry[str(token)]["logprob"] for token, entry in zip(prompt[1:], choice.prompt_logprobs[1:], strict=True)
+    ]
     np.testing.assert_allclose(of_prompt, expected, rtol=0, atol=service.family.tolerance)
     echoed = choice.logprobs.token_logprobs
     assert len(echoed) == len(prompt) + 2 and echoed[0] is None

@@ -6,7 +6,7 @@ from typing import Any
 import anthropic
 import pytest
 
-from tests.features.service import Service
+from tests.features.service import TERSE, Service
 
 QUESTION = "What is 12 + 7?"
 ADD: dict[str, Any] = {
@@ -60,7 +60,8 @@ def test_a_template_of_the_checkpoint_and_one_of_the_request(service: Service) -
 @pytest.mark.parametrize("choice", ["required", "named"])
 def test_tools_that_must_be_called(service: Service, choice: str) -> None:
     wanted: Any = "required" if choice == "required" else {"type": "function", "function": {"name": "add"}}
-    options: dict[str, Any] = {"tools": STRICT, "tool_choice": wanted, "max_completion_tokens": 80}
+    options: dict[str, Any] = {"tools": STRICT, "tool_choice": wanted, "logit_bias": TERSE}
+    options["max_completion_tokens"] = 80
     (call, *_) = service.chat(QUESTION, **options).choices[0].message.tool_calls
     check_call(call.function.name, call.function.arguments)
     name, arguments = "", ""
@@ -105,22 +106,32 @@ def test_no_tool_is_called_where_none_may_be(service: Service) -> None:
     assert not answer.message.tool_calls
 
 
-@pytest.mark.feature("tool calling: required and named")
 @pytest.mark.feature("Anthropic Messages API")
-def test_tools_of_messages(service: Service) -> None:
+def test_tools_and_forms_of_messages(service: Service) -> None:
+    """A call and its result in the prompt, and an answer that has a form."""
     client = anthropic.Anthropic(base_url=service.server.url, api_key="none", timeout=120, max_retries=0)
-    tool: Any = {"name": "add", "description": ADD["description"], "input_schema": ADD["parameters"], "strict": True}
+    tool: Any = {"name": "add", "description": ADD["description"], "input_schema": ADD["parameters"]}
+    use = {"type": "tool_use", "id": "call-1", "name": "add", "input": {"a": 7, "b": 9}}
+    result = {"type": "tool_result", "tool_use_id": "call-1", "content": "16"}
+    messages: Any = [
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": [use]},
+        {"role": "user", "content": [result]},
+    ]
+    body = {"model": "served", "messages": messages, "tools": [tool], "max_tokens": 16}
+    rendered_ids = service.post("/v1/messages/render", body).json()["token_ids"]
+    text = service.post("/detokenize", {"model": "served", "tokens": rendered_ids}).json()["prompt"]
+    assert '"name": "add"' in text and text.index("<tool_call>") < text.index("tool\n16")
+    counted = client.messages.count_tokens(model="served", messages=messages, tools=[tool])
+    assert counted.input_tokens == len(rendered_ids)
+    form = {"format": {"type": "json_schema", "schema": ADD["parameters"]}}
     message = client.messages.create(
         model="served",
-        max_tokens=80,
+        max_tokens=60,
         messages=[{"role": "user", "content": QUESTION}],
-        tools=[tool],
-        tool_choice={"type": "tool", "name": "add"},
-        extra_body={"temperature": 0},
+        extra_body={"temperature": 0, "output_config": form},
     )
-    (use,) = [block for block in message.content if block.type == "tool_use"]
-    check_call(use.name, json.dumps(use.input))
-    assert message.stop_reason == "tool_use"
+    check_call("add", message.content[0].text)
 
 
 @pytest.mark.feature("tool calling: required and named")
@@ -128,7 +139,13 @@ def test_tools_of_messages(service: Service) -> None:
 def test_tools_of_responses(service: Service) -> None:
     tool: Any = {"type": "function", "strict": True, **ADD}
     reply = service.client.responses.create(
-        model="served", input=QUESTION, temperature=0, max_output_tokens=80, tools=[tool], tool_choice="required"
+        model="served",
+        input=QUESTION,
+        temperature=0,
+        max_output_tokens=80,
+        tools=[tool],
+        tool_choice="required",
+        extra_body={"logit_bias": TERSE},
     )
     call = next(item for item in reply.output if item.type == "function_call")
     check_call(call.name, call.arguments)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.features.service import Service
 
-PROMPT = [40, 41, 42, 300, 301, 40, 41, 500, 42]
+PROMPT = [(7 * i * i + 3) % 1000 for i in range(150)]  # read in chunks of 64
 DENSE = {"embedding", "linear", "linear_split", "linear_gated", "rms_norm", "add_rms_norm", "rotary", "paged_attention"}
 LATENT = {"embedding", "linear", "rms_norm", "experts", "choose_experts", "mla_attention", "write_latent"}
 
@@ -26,8 +26,10 @@ def traced(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.representative
 @pytest.mark.feature("profiling")
+@pytest.mark.feature("chunked prefill")
 def test_a_trace_names_the_kernels(service: Service) -> None:
     before = service.tokens(PROMPT, max_tokens=6)
+    assert service.post("/reset_prefix_cache", {}).status_code == 200
     assert service.post("/start_profile", {}).status_code == 200
     assert service.tokens(PROMPT, max_tokens=6) == before
     assert service.post("/stop_profile", {}).status_code == 200
@@ -41,8 +43,14 @@ def test_a_trace_names_the_kernels(service: Service) -> None:
     assert wanted <= set(counts), counts
     layers = service.family.model.config.num_hidden_layers
     attention = "mla_attention" if service.family.name == "deepseek_v3" else "paged_attention"
-    assert any(re.fullmatch(r"execute_context_1\(9\)_generation_0\(0\)", str(event.get("name"))) for event in events)
-    assert counts[attention] == 6 * layers
+    steps = [
+        event for event in events if re.match(r"execute_context_\d", str(event.get("name"))) and event["ph"] == "X"
+    ]
+    read = [
+        re.match(r"execute_context_1\((\d+)\)", step["name"]) for step in sorted(steps, key=lambda step: step["ts"])
+    ]
+    assert [int(found[1]) for found in read if found] == [64, 64, 22]
+    assert counts[attention] == (3 + 5) * layers
     assert all(event["dur"] >= 0 for event in kernels)
-    tables = [file.read_text() for file in service.traces.glob("profiler_out_*.txt")]
-    assert any("ms::linear" in table for table in tables)
+    tables = [file.read_text() for file in service.traces.glob("rank0*profiler_out.txt")]
+    assert any("ms::" in table for table in tables)

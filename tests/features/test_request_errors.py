@@ -9,7 +9,9 @@ from tests.features.service import Service
 
 PROMPT = [40, 41, 42]
 CHAT = [{"role": "user", "content": "Hello"}]
-IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}]}]
+IMAGE = [
+    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}]}
+]
 
 COMPLETIONS: dict[str, tuple[dict[str, Any], str]] = {
     "n": ({"n": 0}, "n must be at least 1"),
@@ -39,14 +41,14 @@ COMPLETIONS: dict[str, tuple[dict[str, Any], str]] = {
     "schema": ({"structured_outputs": {"json": {"type": "nothing"}}}, "[Ss]chema|JSON|json|type"),
     "two constraints": ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "only use one kind"),
     "beams in a stream": ({"use_beam_search": True, "stream": True}, "not.*support.*beam search"),
-    "suffix": ({"suffix": "x"}, "suffix is not currently supported"),
+    "suffix": ({"suffix": "x", "prompt": "a"}, "suffix|FIM"),
     "prompt embeddings": ({"prompt_embeds": "AAAA"}, "enable-prompt-embeds"),
     "empty salt": ({"cache_salt": ""}, "cache_salt"),
     "repetition detection": ({"repetition_detection": {"max_pattern_size": -1}}, "max_pattern_size"),
 }
 CHATS: dict[str, tuple[dict[str, Any], str]] = {
-    "image": ({"messages": IMAGE}, "multimodal"),
-    "no messages": ({"messages": []}, "messages"),
+    "image": ({"messages": IMAGE}, "served is not a multimodal model"),
+    "no messages": ({"messages": []}, "at least one message"),
     "no model": ({"model": "other"}, "The model `other` does not exist"),
     "tool choice without tools": ({"tool_choice": "required"}, "tools"),
     "tool that is not there": (
@@ -62,6 +64,9 @@ CHATS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+NO_IMAGES = pytest.mark.feature("images and audio", refused="served is not a multimodal model")
+
+
 def check_refused(service: Service, path: str, body: dict[str, Any], words: str) -> None:
     reply = service.post(path, body)
     assert 400 <= reply.status_code < 500, (reply.status_code, reply.text)
@@ -70,22 +75,22 @@ def check_refused(service: Service, path: str, body: dict[str, Any], words: str)
     assert service.tokens(PROMPT, max_tokens=1)
 
 
-@pytest.mark.feature("requests that cannot be are refused")
+@pytest.mark.feature("impossible requests are refused")
 @pytest.mark.parametrize("case", COMPLETIONS)
 def test_completion(service: Service, case: str) -> None:
     options, words = COMPLETIONS[case]
     check_refused(service, "/v1/completions", {"model": "served", "prompt": PROMPT, "max_tokens": 4} | options, words)
 
 
-@pytest.mark.feature("requests that cannot be are refused")
-@pytest.mark.parametrize("case", CHATS)
+@pytest.mark.feature("impossible requests are refused")
+@pytest.mark.parametrize("case", [pytest.param(case, marks=NO_IMAGES if case == "image" else ()) for case in CHATS])
 def test_chat(service: Service, case: str) -> None:
     options, words = CHATS[case]
     body = {"model": "served", "messages": CHAT, "max_completion_tokens": 4} | options
     check_refused(service, "/v1/chat/completions", body, words)
 
 
-@pytest.mark.feature("requests that cannot be are refused")
+@pytest.mark.feature("impossible requests are refused")
 @pytest.mark.parametrize(
     ("path", "status"), [("/v1/embeddings", 404), ("/classify", 404), ("/v1/audio/transcriptions", 404)]
 )

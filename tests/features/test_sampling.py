@@ -36,7 +36,9 @@ def test_samples_have_the_distribution_that_they_are_drawn_from(service: Service
     wanted = logits.median() + torch.tensor([0.0, 0.4, 0.8, 1.2, 1.6])  # so that none of them is rare
     allowed = [int((logits - value).abs().argmin()) for value in wanted]
     expected = logits[allowed].softmax(0) * draws
-    choices = service.complete(PROMPT, n=draws, seed=1, temperature=1.0, max_tokens=1, allowed_token_ids=allowed).choices
+    choices = service.complete(
+        PROMPT, n=draws, seed=1, temperature=1.0, max_tokens=1, allowed_token_ids=allowed
+    ).choices
     counts = Counter(choice.token_ids[0] for choice in choices)
     found = torch.tensor([counts[token] for token in allowed])
     assert found.sum() == draws
@@ -67,7 +69,9 @@ def test_a_bias_forces_and_forbids(service: Service) -> None:
 @pytest.mark.feature("allowed tokens")
 def test_only_allowed_tokens_come(service: Service) -> None:
     allowed = [3, 5, 8, 13]
-    assert set(service.tokens(PROMPT, temperature=2.0, seed=1, max_tokens=24, allowed_token_ids=allowed)) <= set(allowed)
+    assert set(service.tokens(PROMPT, temperature=2.0, seed=1, max_tokens=24, allowed_token_ids=allowed)) <= set(
+        allowed
+    )
 
 
 @pytest.mark.representative
@@ -110,7 +114,9 @@ def test_stop_tokens_and_lengths(service: Service) -> None:
     (choice,) = service.complete(PROMPT, stop_token_ids=[tokens[last]]).choices
     assert (choice.finish_reason, choice.stop_reason) == ("stop", tokens[last])
     assert choice.token_ids == tokens[: last + 1]
-    (choice,) = service.complete(PROMPT, stop_token_ids=[tokens[last]], min_tokens=last + 3, max_tokens=last + 5).choices
+    (choice,) = service.complete(
+        PROMPT, stop_token_ids=[tokens[last]], min_tokens=last + 3, max_tokens=last + 5
+    ).choices
     assert last + 3 <= len(choice.token_ids) <= last + 5
     assert tokens[last] not in choice.token_ids[: last + 3]
     # Greedily, without eos: the end of a sequence is forced by a bias, and ends it unless it is ignored.

@@ -16,7 +16,13 @@ from tests.speculation.mtp import with_draft_layer
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
 OPTIONS = ("--served-model-name", "served", "--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "8")
 FEATURES = {"ngram": "n-grams", "draft_model": "a draft model", "mtp": "MTP layers"}
-CASES = [("deepseek_v3", "mtp"), ("deepseek_v3", "ngram"), ("quantized", "ngram"), ("quantized", "draft_model")]
+CASES = [
+    ("deepseek_v3", "mtp"),
+    ("deepseek_v3", "ngram"),
+    ("deepseek_v3", "draft_model"),
+    ("quantized", "ngram"),
+    ("quantized", "draft_model"),
+]
 
 
 def with_mtp_layer(folder: Path) -> Family:

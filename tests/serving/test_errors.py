@@ -137,13 +137,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"--pipeline-parallel-size 4 is more than the model's 3 layers; use 3 at most",
     ),
     "--enable-sleep-mode": ({"enable_sleep_mode": True}, r"Sleep mode is not supported on current platform\."),
-    "--enable-eplb": ({"enable_eplb": True}, r"Expert parallelism load balancing is only supported on"),
+    "--enable-eplb": (
+        {"enable_eplb": True},
+        r"Expert parallelism load balancing is only supported on CUDA devices or ROCm devices or XPU devices now\.",
+    ),
     "--kv-transfer-config": (
         {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
-        r"--kv-transfer-config is not supported yet; leave it out",
+        r"--kv-transfer-config is not supported yet; leave it out\.",
     ),
-    "--kv-offloading-size": ({"kv_offloading_size": 1.0}, r"--kv-offloading-size is not supported yet; leave it out"),
-    "--cpu-offload-gb": ({"cpu_offload_gb": 1.0}, r"--cpu-offload-gb is not supported yet; leave it out"),
+    "--kv-offloading-size": ({"kv_offloading_size": 1.0}, r"--kv-offloading-size is not supported yet; leave it out\."),
+    "--cpu-offload-gb": ({"cpu_offload_gb": 1.0}, r"--cpu-offload-gb is not supported yet; leave it out\."),
     "--enable-prompt-embeds": (
         {"enable_prompt_embeds": True},
         r"--enable-prompt-embeds is not supported yet; leave it out\.",
@@ -156,10 +159,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"decode_context_parallel_size": 2, "tensor_parallel_size": 4},
         r"--decode-context-parallel-size 2 is not supported yet; use 1\.",
     ),
+    "--profiler-config": (
+        {"profiler_config": {"profiler": "cuda"}},
+        r"Unsupported profiler type for cpu: cuda\. Supported profiler types: torch\.",
+    ),
     "--quantization": (
         {"quantization": "fp8"},
-        r"--quantization fp8 is not possible: the checkpoint is not quantized, and weights are not quantized while they "
-        r"are loaded; leave it out, or serve a quantized checkpoint\.",
+        r"--quantization fp8 is not possible: the checkpoint is not quantized, and weights are not quantized while "
+        r"they are loaded; leave it out, or serve a quantized checkpoint\.",
     ),
     "--model-loader-extra-config": (
         {"model_loader_extra_config": {"enable_multithread_load": True}},
@@ -170,7 +177,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"--distributed-executor-backend external_launcher is not supported yet",
     ),
     "--enable-lora": ({"enable_lora": True}, r"--enable-lora is not supported yet; leave it out\."),
-    "--runner": ({"runner": "pooling"}, r"--runner pooling is not supported yet"),
+    "--runner": (
+        {"runner": "pooling"},
+        r"--runner pooling is not supported yet: only text generation is; use --runner generate\.",
+    ),
     "--load-format": ({"load_format": "pt"}, r"--load-format pt is not supported.*safetensors"),
     "--block-size": ({"block_size": 8}, r"--block-size 8 is not supported: use a multiple of 16"),
     "--kv-cache-dtype": ({"kv_cache_dtype": "fp8"}, r"--kv-cache-dtype fp8 is not supported"),
@@ -194,7 +204,7 @@ NGRAM = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
 SPECULATION: dict[str, tuple[dict[str, Any], str]] = {
     "method": (
         NGRAM | {"method": "ngram_gpu"},
-        r"method ngram_gpu is not supported; use one of ngram, draft_model, mtp",
+        r"--speculative-config with the method ngram_gpu is not supported; use one of ngram, draft_model, mtp\.",
     ),
     "no layer": ({"method": "mtp", "num_speculative_tokens": 1}, r"Unsupported speculative method: 'mtp'"),
     "sampler": (NGRAM | {"rejection_sample_method": "block"}, r"rejection_sample_method='block'.*'standard' is"),
@@ -211,21 +221,16 @@ SPECULATION: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(
-            case,
-            marks=pytest.mark.feature(
-                "other speculation methods",
-                refused="--speculative-config with the method ngram_gpu is not supported; use one of ngram, draft_model, mtp.",
-            )
-            if case == "method"
-            else (),
-        )
-        for case in SPECULATION
-    ],
+OTHER_METHODS = pytest.mark.feature("other speculation methods", refused=SPECULATION["method"][1].replace("\\", ""))
+NO_LAYER = pytest.mark.feature(
+    "speculation by MTP layers",
+    families=["qwen2", "llama", "qwen3", "qwen3_moe", "mixtral"],
+    refused=SPECULATION["no layer"][1],
 )
+SPECULATION_MARKS = {"method": OTHER_METHODS, "no layer": NO_LAYER}
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=SPECULATION_MARKS.get(case, ())) for case in SPECULATION])
 def test_refused_speculation(case: str) -> None:
     speculation, sentence = SPECULATION[case]
     if "model" in speculation:
@@ -263,6 +268,8 @@ FEATURES = {  # as docs/features.md calls them
     "--model-impl": "transformers as model implementation",
     "--quantization": "quantizing while loading",
     "--enable-lora": "LoRA",
+    "--profiler-config": "other profilers",
+    "--runner": "embeddings",
 }
 
 
@@ -271,7 +278,7 @@ def with_feature(case: str) -> Any:
     return pytest.param(case, marks=pytest.mark.feature(FEATURES[case], refused=sentence) if case in FEATURES else ())
 
 
-@pytest.mark.parametrize("case", map(with_feature, REFUSED))
+@pytest.mark.parametrize("case", [with_feature(case) for case in REFUSED])
 def test_refused_option(case: str) -> None:
     options, sentence = REFUSED[case]
     with pytest.raises(Exception, match=re.compile(sentence, re.S)), engine(checkpoint("llama"), **options):
