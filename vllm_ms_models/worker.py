@@ -100,7 +100,8 @@ class MindSporeWorker(Worker):
         from vllm_ms_models import kernels
         from vllm_ms_models.bridge.profiling import set_recording
 
-        set_recording(kernels.get(), self.profiler is not None and self.profiler.is_running)
+        running = self.profiler is not None and self.profiler.is_running
+        set_recording(kernels.get(), running, self.profiler_config.torch_profiler_record_shapes)
 
     def sleep(self, level: int = 1) -> NoReturn:
         raise NotImplementedError("Sleep mode needs a device with memory of its own; stop the server instead.")

@@ -39,7 +39,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     definition = metafunc.definition
     quick = QUICK if definition.get_closest_marker("representative") else QUICK[:1]
-    cases = [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in FAMILIES]
+    cases = [
+        pytest.param(name, marks=[pytest.mark.serving] + [pytest.mark.slow] * (name not in quick)) for name in FAMILIES
+    ]
     metafunc.parametrize("service", cases, indirect=True, scope="session")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.features.families import VOCABULARY
 from tests.features.service import Service, distribution
@@ -159,7 +160,9 @@ def test_prompt_logprobs_and_echo(service: Service) -> None:
     """A prompt of several chunks."""
     prompt = [(7 * i * i + 3) % 1000 for i in range(150)]
     (choice,) = service.complete(prompt, max_tokens=2, echo=True, logprobs=0, prompt_logprobs=0).choices
-    expected = service.family.logits(prompt).log_softmax(-1)[:-1].gather(1, np_column(prompt[1:]))[:, 0].numpy()
+    expected = (
+        service.family.logits(prompt).log_softmax(-1)[:-1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].numpy()
+    )
     of_prompt = [
         entry[str(token)]["logprob"] for token, entry in zip(prompt[1:], choice.prompt_logprobs[1:], strict=True)
     ]
@@ -167,12 +170,6 @@ def test_prompt_logprobs_and_echo(service: Service) -> None:
     echoed = choice.logprobs.token_logprobs
     assert len(echoed) == len(prompt) + 2 and echoed[0] is None
     np.testing.assert_allclose(echoed[1 : len(prompt)], expected, rtol=0, atol=service.family.tolerance)
-
-
-def np_column(tokens: list[int]):  # type: ignore[no-untyped-def]
-    import torch
-
-    return torch.tensor(tokens)[:, None]
 
 
 @pytest.mark.feature("log-probabilities of named tokens")

@@ -131,7 +131,9 @@ def test_tools_and_forms_of_messages(service: Service) -> None:
         messages=[{"role": "user", "content": QUESTION}],
         extra_body={"temperature": 0, "output_config": form},
     )
-    check_call("add", message.content[0].text)
+    (block,) = message.content
+    assert block.type == "text"
+    check_call("add", block.text)
 
 
 @pytest.mark.feature("tool calling: required and named")

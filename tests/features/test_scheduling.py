@@ -42,10 +42,10 @@ def test_prefixes_are_cached_for_those_with_the_same_salt(service: Service) -> N
 @pytest.mark.representative
 @pytest.mark.feature("preemption")
 def test_requests_that_do_not_fit_are_preempted(service: Service) -> None:
-    """Ten times 170 tokens, and room for 1280."""
+    """Ten times 145 tokens, and room for 1280."""
     before = service.counter("num_preemptions")
     prompts = [prompt(seed, 90 + seed) for seed in range(10)]
-    reply = service.complete(prompts, max_tokens=80)
+    reply = service.complete(prompts, max_tokens=50)
     assert service.counter("num_preemptions") > before
     for choice in reply.choices:
         service.family.check_greedy(prompts[choice.index], list(choice.token_ids))

@@ -33,6 +33,7 @@ def with_mtp_layer(folder: Path) -> Family:
 
 
 @pytest.mark.slow
+@pytest.mark.serving
 @pytest.mark.parametrize(
     ("family_name", "method"),
     [
