@@ -11,7 +11,6 @@ from tests.features.families import QUICK, family
 from tests.features.service import Service
 from tests.servers import VLLM
 
-PROMPT = [40, 41, 42, 300, 301, 40, 41, 500, 42]
 RANDOM = ("--dataset-name", "random", "--random-input-len", "20", "--random-output-len", "8", "--num-prompts", "8")
 ENGINE = ("--max-model-len", "256", "--dtype", "float32")
 
@@ -46,20 +45,28 @@ def model_option(name: str) -> tuple[str, str]:
 @engines
 def test_run_batch(family_name: str, tmp_path: Path) -> None:
     model = family(family_name)
-    prompts = {"short": PROMPT[:3], "long": PROMPT * 10}
-    body = {"model": str(model.folder), "temperature": 0, "max_tokens": 6, "ignore_eos": True, "return_token_ids": True}
+    questions = {"sum": "What is 12 + 7?", "long": "Who are you? " * 12}
+    body = {"model": str(model.folder), "temperature": 0, "max_completion_tokens": 6, "return_token_ids": True}
     lines = [
-        {"custom_id": name, "method": "POST", "url": "/v1/completions", "body": body | {"prompt": prompt}}
-        for name, prompt in prompts.items()
+        {
+            "custom_id": name,
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": body | {"messages": [{"role": "user", "content": question}]},
+        }
+        for name, question in questions.items()
     ]
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("\n".join(map(json.dumps, lines)))
     run("run-batch", "-i", str(source), "-o", str(target), *model_option(family_name), *ENGINE)
     replies = [json.loads(line) for line in target.read_text().splitlines()]
-    assert {reply["custom_id"] for reply in replies} == set(prompts)
+    assert {reply["custom_id"] for reply in replies} == set(questions)
     for reply in replies:
-        (choice,) = reply["response"]["body"]["choices"]
-        model.check_greedy(prompts[reply["custom_id"]], choice["token_ids"])
+        answer = reply["response"]["body"]
+        (choice,) = answer["choices"]
+        model.check_greedy(answer["prompt_token_ids"], choice["token_ids"])
+        if family_name == "qwen2" and reply["custom_id"] == "sum":
+            assert choice["message"]["content"] == "19"
 
 
 @engines
