@@ -40,6 +40,8 @@ FEATURES: dict[str, list[str]] = {
         "models",
         "metrics",
         "health and load",
+        "batches of chats",
+        "requests that their client gives up",
         "generative scoring",
         "token-in token-out",
         "impossible requests are refused",
@@ -135,10 +137,11 @@ NOTES = """
 ## What has no effect
 
 * Compilation and CUDA-graph settings: nothing is compiled at run time.
-* `--async-scheduling`: always off. vLLM schedules the next step while a device computes the present one, and its runner
-  hands tokens over through CUDA streams and events (`AsyncGPUModelRunnerOutput`), which no CPU has. There is nothing to
-  win either: with one rank the model runs in the engine's own thread, so that both cannot happen at once, and with more
-  the scheduler would take a CPU that the kernels use. A server logs nothing about it, since it is vLLM's own default.
+* `--async-scheduling`: always off. With it vLLM schedules the next step while a device computes the present one. Its
+  runner hands tokens over through CUDA streams and events, which torch has not on a host without CUDA ("Tried to
+  instantiate dummy base class Event"). With stand-ins for these, tried on the demo, the tokens are the same and steps
+  are no quicker: with one rank the model runs in the engine's own thread, so that nothing can overlap, and with more
+  the scheduler would take a CPU that the kernels use.
 """
 
 

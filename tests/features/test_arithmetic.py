@@ -172,6 +172,25 @@ def test_prompt_logprobs_and_echo(service: Service) -> None:
     np.testing.assert_allclose(echoed[1 : len(prompt)], expected, rtol=0, atol=service.family.tolerance)
 
 
+@pytest.mark.feature("log-probabilities")
+def test_logprobs_of_a_chat(service: Service) -> None:
+    """In one piece and as a stream."""
+    own = {"ignore_eos": True, "return_token_ids": True, "return_tokens_as_token_ids": True}
+    options: dict[str, Any] = {"logprobs": True, "top_logprobs": 4, "max_completion_tokens": 5, "extra_body": own}
+    reply = service.chat("What is 12 + 7?", **options)
+    (choice,) = reply.choices
+    rows = service.family.logits(reply.prompt_token_ids + choice.token_ids).log_softmax(-1)
+    best = rows[len(reply.prompt_token_ids) - 1 : -1].topk(4, -1).values.numpy()
+    found = [[top.logprob for top in position.top_logprobs] for position in choice.logprobs.content]
+    np.testing.assert_allclose(found, best, rtol=0, atol=service.family.tolerance)
+    streamed = [
+        position.logprob
+        for chunk in service.chat("What is 12 + 7?", stream=True, **options)
+        for position in (chunk.choices[0].logprobs.content if chunk.choices and chunk.choices[0].logprobs else [])
+    ]
+    np.testing.assert_allclose(streamed, best[:, 0], rtol=0, atol=service.family.tolerance)
+
+
 @pytest.mark.feature("log-probabilities of named tokens")
 def test_logprobs_of_named_tokens(service: Service) -> None:
     named = [5, 700, 1039]

@@ -111,9 +111,8 @@ def test_bench_serve(service: Service, tmp_path: Path) -> None:
 def test_chat_and_complete(service: Service) -> None:
     """Both sample as the server is told to by default: the demo greedily, models without a generation config not."""
     where = ("--url", f"{service.server.url}/v1", "--model-name", "served", "--quick")
-    assert run("chat", *where, "What is 12 + 7?").strip()
     rendered = "<|im_start|>user\nWhat is 12 + 7?<|im_end|>\n<|im_start|>assistant\n"
-    assert run("complete", *where, rendered).strip()
+    answers = run("chat", *where, "What is 12 + 7?"), run("complete", *where, rendered)
+    assert all(answer.strip() for answer in answers)
     if service.family.name == "qwen2":
-        assert run("chat", *where, "What is 12 + 7?").split()[-1] == "19"
-        assert run("complete", *where, rendered).split()[-1] == "19"
+        assert [answer.split()[-1] for answer in answers] == ["19", "19"]

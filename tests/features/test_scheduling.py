@@ -1,5 +1,6 @@
 """What vLLM does with many requests: chunks, cached prefixes, preemption, priorities. No token changes by it."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -70,3 +71,19 @@ def test_the_urgent_overtake(service: Service) -> None:
         assert urgent is not None and urgent.result()
     assert not any(left.values())
     assert unfinished is not None and unfinished > 16
+
+
+@pytest.mark.feature("requests that their client gives up")
+def test_a_client_that_hangs_up(service: Service) -> None:
+    """What it asked for is not computed on."""
+    before = service.counter("generation_tokens")
+    stream = service.complete([prompt(seed, 8) for seed in range(4)], max_tokens=400, stream=True)
+    next(iter(stream))
+    stream.close()
+    end = time.monotonic() + 30
+    while service.gauge("num_requests_running") + service.gauge("num_requests_waiting"):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert service.counter("generation_tokens") - before < 4 * 400
+    answered = prompt(5, 8)
+    service.family.check_greedy(answered, service.tokens(answered))
