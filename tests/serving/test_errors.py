@@ -164,7 +164,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"Unsupported profiler type for cpu: cuda\. Supported profiler types: torch\.",
     ),
     "--quantization": (
-        {"quantization": "fp8"},
+        {"quantization": "fp8", "dtype": "bfloat16"},
         r"--quantization fp8 is not possible: the checkpoint is not quantized, and weights are not quantized while "
         r"they are loaded; leave it out, or serve a quantized checkpoint\.",
     ),
