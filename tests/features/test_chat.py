@@ -175,4 +175,6 @@ def test_reasoning_ends_at_its_budget_and_is_told_apart(service: Service) -> Non
         if chunk.choices:
             reasoning += getattr(chunk.choices[0].delta, "reasoning", None) or ""
             content += chunk.choices[0].delta.content or ""
-    assert (reasoning, content) == (choice.message.reasoning, choice.message.content)
+    # A random model may leave a character unfinished at the end, which a stream does not send.
+    assert reasoning.rstrip("\ufffd") == choice.message.reasoning.rstrip("\ufffd")
+    assert content == choice.message.content
