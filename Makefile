@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(bin):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-all fuzz soak lint format bench bench-kernels clean
+.PHONY: help install serve test test-all fuzz soak lint format bench bench-kernels docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -56,6 +56,10 @@ bench: ## side by side with other engines (hours); ARGS="--quick", "--help" and 
 
 bench-kernels: install ## each kernel beside the machine's own limits; ARGS= go to benchmarks/kernels.py
 	@$(bin)/python benchmarks/kernels.py $(ARGS)
+
+docs: ## docs/features.md from the marks of the tests
+	@scripts/setup.sh test
+	@$(bin)/python scripts/features.py
 
 clean: ## remove caches and build products; .venv stays
 	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache kernel_meta rank_*

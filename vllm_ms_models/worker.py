@@ -12,6 +12,7 @@ from vllm.platforms import current_platform
 from vllm.utils.gc_utils import freeze_gc_heap
 from vllm.utils.torch_utils import set_random_seed
 from vllm.v1.core import kv_cache_utils
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheSpec
 from vllm.v1.worker.gpu_worker import Worker, init_worker_distributed_environment
 from vllm.v1.worker.worker_base import CompilationTimes
@@ -88,6 +89,25 @@ class MindSporeWorker(Worker):
         set_random_seed(self.model_config.seed, self.parallel_config.data_parallel_index)
         freeze_gc_heap()
         return CompilationTimes(language_model=0.0, encoder=0.0)
+
+    def profile(self, is_start: bool = True, profile_prefix: str | None = None, **bounds: int | None) -> None:
+        super().profile(is_start, profile_prefix, **bounds)
+        self._record_kernels()
+
+    def annotate_profile(self, scheduler_output: SchedulerOutput) -> AbstractContextManager[Any]:
+        """Of one step; with bounds on the steps that it records, this is where vLLM's profiler starts and stops."""
+        annotation = super().annotate_profile(scheduler_output)
+        if self.profiler is not None:
+            self._record_kernels()
+        return annotation
+
+    def _record_kernels(self) -> None:
+        """In vLLM's traces, while it records any."""
+        from vllm_ms_models import kernels
+        from vllm_ms_models.bridge.profiling import set_recording
+
+        running = self.profiler is not None and self.profiler.is_running
+        set_recording(kernels.get(), running, self.profiler_config.torch_profiler_record_shapes)
 
     def sleep(self, level: int = 1) -> NoReturn:
         raise NotImplementedError("Sleep mode needs a device with memory of its own; stop the server instead.")

@@ -53,6 +53,7 @@ CASES = [
 ]
 
 
+@pytest.mark.feature("data and expert parallelism")
 @pytest.mark.parametrize(("family", "kind", "layout"), CASES)
 def test_tokens_and_logprobs(family: str, kind: str, layout: str) -> None:
     """Of every rank when all have work, and of each alone."""

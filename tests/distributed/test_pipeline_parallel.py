@@ -29,6 +29,7 @@ CASES = [
 ]
 
 
+@pytest.mark.feature("pipeline parallelism")
 @pytest.mark.parametrize(("family", "kind", "ranks"), CASES)
 def test_tokens_and_logprobs(family: str, kind: str, ranks: int) -> None:
     """Two stages, of one and of two tensor-parallel ranks."""

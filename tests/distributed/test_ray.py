@@ -20,6 +20,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {"tp2": {"tensor_parallel_size": 2}, "pp2":
 pytest.importorskip("ray")
 
 
+@pytest.mark.feature("Ray", families=["qwen2"])
 @pytest.mark.parametrize("layout", ["tp2", pytest.param("pp2", marks=pytest.mark.slow)])
 def test_ranks_on_two_nodes(layout: str, tmp_path: Path) -> None:
     model = made("qwen2", "float32", 2)

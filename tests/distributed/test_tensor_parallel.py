@@ -22,6 +22,7 @@ CASES = [
 ]
 
 
+@pytest.mark.feature("tensor parallelism")
 @pytest.mark.parametrize(("family", "kind", "size"), CASES)
 def test_tokens_and_logprobs(family: str, kind: str, size: int) -> None:
     model = made(family, kind, size)

@@ -31,6 +31,7 @@ CASES = [
 ]
 
 
+@pytest.mark.feature("offline LLM", families=["quantized"])
 @pytest.mark.parametrize(("name", "family"), CASES)
 def test_tokens_and_logprobs(name: str, family: str) -> None:
     scheme = SCHEMES[name]

@@ -349,6 +349,7 @@ def check_tokens(result: Result) -> None:
         assert tokens == answer.tokens, f"prompt of {length} tokens"
 
 
+@pytest.mark.feature("offline LLM", families=["qwen2", "llama", "qwen3", "qwen3_moe", "mixtral"])
 def test_greedy_tokens_are_those_of_generate(result: Result) -> None:
     check_tokens(result)
 

@@ -84,6 +84,7 @@ def differences(found: Sequence[np.ndarray], wanted: Sequence[torch.Tensor]) -> 
     return np.concatenate([np.abs(a - b).reshape(-1) for a, b in zip(found, rows, strict=True)])
 
 
+@pytest.mark.feature("KV cache of int8", families=["llama", "qwen2"])
 @pytest.mark.parametrize("kernels", ["reference", "cpp"])
 @pytest.mark.parametrize("name", MODELS)
 def test_tokens_and_logprobs(name: str, kernels: str) -> None:

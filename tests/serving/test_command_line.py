@@ -1,6 +1,5 @@
 """vLLM's other front ends, run as a user runs them."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import DEMO, VLLM, Server
+from tests.servers import DEMO
 
 pytestmark = pytest.mark.serving
 
@@ -30,6 +29,7 @@ def run(*command: str, env: dict[str, str] | None = None) -> subprocess.Complete
     return done
 
 
+@pytest.mark.feature("offline LLM", families=["qwen2"])
 @pytest.mark.parametrize("multiprocessing", ["0", "1"])
 def test_offline_llm_in_one_process_and_in_two(tmp_path: Path, multiprocessing: str) -> None:
     script = tmp_path / "offline.py"
@@ -37,42 +37,3 @@ def test_offline_llm_in_one_process_and_in_two(tmp_path: Path, multiprocessing: 
     done = run(sys.executable, str(script), env={"VLLM_ENABLE_V1_MULTIPROCESSING": multiprocessing})
     assert "ANSWER 19" in done.stdout
     assert "Traceback" not in done.stderr  # also a clean shutdown
-
-
-def test_run_batch(tmp_path: Path) -> None:
-    questions = {"sum": "What is 12 + 7?", "other": "What is 20 + 5?"}
-    lines = [
-        {
-            "custom_id": name,
-            "method": "POST",
-            "url": "/v1/chat/completions",
-            "body": {"model": str(DEMO), "messages": [{"role": "user", "content": text}], "temperature": 0},
-        }
-        for name, text in questions.items()
-    ]
-    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text("\n".join(map(json.dumps, lines)))
-    run(VLLM, "run-batch", "-i", str(source), "-o", str(target), "--model", str(DEMO), "--max-model-len", "256")
-    replies = [json.loads(line) for line in target.read_text().splitlines()]
-    texts = {r["custom_id"]: r["response"]["body"]["choices"][0]["message"]["content"] for r in replies}
-    assert texts["sum"].startswith("19") and texts["other"].startswith("25")
-
-
-def test_bench_serve(demo: Server, tmp_path: Path) -> None:
-    result = tmp_path / "result.json"
-    run(
-        *[VLLM, "bench", "serve", "--model", "demo", "--tokenizer", str(DEMO), "--base-url", demo.url],
-        *["--dataset-name", "random", "--random-input-len", "20", "--random-output-len", "8", "--num-prompts", "8"],
-        *["--ignore-eos", "--save-result", "--result-filename", str(result)],
-    )
-    report = json.loads(result.read_text())
-    assert (report["completed"], report["total_output_tokens"]) == (8, 64)
-
-
-def test_bench_throughput(tmp_path: Path) -> None:
-    result = tmp_path / "result.json"
-    run(
-        *[VLLM, "bench", "throughput", "--model", str(DEMO), "--dataset-name", "random", "--random-input-len", "20"],
-        *["--random-output-len", "8", "--num-prompts", "8", "--max-model-len", "256", "--output-json", str(result)],
-    )
-    assert json.loads(result.read_text())["num_requests"] == 8

@@ -136,16 +136,38 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"pipeline_parallel_size": 4},
         r"--pipeline-parallel-size 4 is more than the model's 3 layers; use 3 at most",
     ),
-    "--enable-sleep-mode": ({"enable_sleep_mode": True}, r"Sleep mode is not supported on current platform"),
-    "--enable-eplb": ({"enable_eplb": True}, r"load balancing is only supported on"),
+    "--enable-sleep-mode": ({"enable_sleep_mode": True}, r"Sleep mode is not supported on current platform\."),
+    "--enable-eplb": (
+        {"enable_eplb": True},
+        r"Expert parallelism load balancing is only supported on CUDA devices or ROCm devices or XPU devices now\.",
+    ),
     "--kv-transfer-config": (
         {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
-        r"--kv-transfer-config is not supported yet; leave it out",
+        r"--kv-transfer-config is not supported yet; leave it out\.",
     ),
-    "--kv-offloading-size": ({"kv_offloading_size": 1.0}, r"--kv-offloading-size is not supported yet; leave it out"),
-    "--cpu-offload-gb": ({"cpu_offload_gb": 1.0}, r"--cpu-offload-gb is not supported yet; leave it out"),
-    "--enable-prompt-embeds": ({"enable_prompt_embeds": True}, r"--enable-prompt-embeds is not supported yet"),
-    "--attention-backend": ({"attention_backend": "FLASH_ATTN"}, r"--attention-backend is not supported yet"),
+    "--kv-offloading-size": ({"kv_offloading_size": 1.0}, r"--kv-offloading-size is not supported yet; leave it out\."),
+    "--cpu-offload-gb": ({"cpu_offload_gb": 1.0}, r"--cpu-offload-gb is not supported yet; leave it out\."),
+    "--enable-prompt-embeds": (
+        {"enable_prompt_embeds": True},
+        r"--enable-prompt-embeds is not supported yet; leave it out\.",
+    ),
+    "--attention-backend": (
+        {"attention_backend": "FLASH_ATTN"},
+        r"--attention-backend is not supported yet; leave it out\.",
+    ),
+    "--decode-context-parallel-size": (
+        {"decode_context_parallel_size": 2, "tensor_parallel_size": 4},
+        r"--decode-context-parallel-size 2 is not supported yet; use 1\.",
+    ),
+    "--profiler-config": (
+        {"profiler_config": {"profiler": "cuda"}},
+        r"Unsupported profiler type for cpu: cuda\. Supported profiler types: torch\.",
+    ),
+    "--quantization": (
+        {"quantization": "fp8", "dtype": "bfloat16"},
+        r"--quantization fp8 is not possible: the checkpoint is not quantized, and weights are not quantized while "
+        r"they are loaded; leave it out, or serve a quantized checkpoint\.",
+    ),
     "--model-loader-extra-config": (
         {"model_loader_extra_config": {"enable_multithread_load": True}},
         r"--model-loader-extra-config is not supported yet",
@@ -154,11 +176,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"distributed_executor_backend": "external_launcher"},
         r"--distributed-executor-backend external_launcher is not supported yet",
     ),
-    "--enable-lora": ({"enable_lora": True}, r"--enable-lora is not supported yet"),
     "--load-format": ({"load_format": "pt"}, r"--load-format pt is not supported.*safetensors"),
     "--block-size": ({"block_size": 8}, r"--block-size 8 is not supported: use a multiple of 16"),
     "--kv-cache-dtype": ({"kv_cache_dtype": "fp8"}, r"--kv-cache-dtype fp8 is not supported"),
-    "--model-impl": ({"model_impl": "transformers"}, r"--model-impl transformers"),
+    "--model-impl": (
+        {"model_impl": "transformers"},
+        r"--model-impl transformers runs a torch model; leave it at auto to use MindSpore's\.",
+    ),
     "--max-model-len": ({"max_model_len": 4096}, r"4096.*512"),
     "--dtype": (
         {"dtype": "float64"},
@@ -175,7 +199,7 @@ NGRAM = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
 SPECULATION: dict[str, tuple[dict[str, Any], str]] = {
     "method": (
         NGRAM | {"method": "ngram_gpu"},
-        r"method ngram_gpu is not supported; use one of ngram, draft_model, mtp",
+        r"--speculative-config with the method ngram_gpu is not supported; use one of ngram, draft_model, mtp\.",
     ),
     "no layer": ({"method": "mtp", "num_speculative_tokens": 1}, r"Unsupported speculative method: 'mtp'"),
     "sampler": (NGRAM | {"rejection_sample_method": "block"}, r"rejection_sample_method='block'.*'standard' is"),
@@ -192,7 +216,16 @@ SPECULATION: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", SPECULATION)
+OTHER_METHODS = pytest.mark.feature("other speculation methods", refused=SPECULATION["method"][1].replace("\\", ""))
+NO_LAYER = pytest.mark.feature(
+    "speculation by MTP layers",
+    families=["qwen2", "llama", "qwen3", "qwen3_moe", "mixtral"],
+    refused=SPECULATION["no layer"][1],
+)
+SPECULATION_MARKS = {"method": OTHER_METHODS, "no layer": NO_LAYER}
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=SPECULATION_MARKS.get(case, ())) for case in SPECULATION])
 def test_refused_speculation(case: str) -> None:
     speculation, sentence = SPECULATION[case]
     if "model" in speculation:
@@ -218,7 +251,29 @@ def test_refused_speculation_in_a_pipeline() -> None:
         pass
 
 
-@pytest.mark.parametrize("case", REFUSED)
+FEATURES = {  # as docs/features.md calls them
+    "--enable-sleep-mode": "sleep mode",
+    "--kv-transfer-config": "KV transfer",
+    "--kv-offloading-size": "KV offloading",
+    "--cpu-offload-gb": "weight offloading",
+    "--enable-prompt-embeds": "prompt embeddings",
+    "--attention-backend": "other attention backends",
+    "--enable-eplb": "expert load balancing",
+    "--decode-context-parallel-size": "context parallelism",
+    "--model-impl": "transformers as model implementation",
+    "--quantization": "quantizing while loading",
+    "--enable-lora": "LoRA",
+    "--profiler-config": "other profilers",
+    "--runner": "embeddings",
+}
+
+
+def with_feature(case: str) -> Any:
+    sentence = REFUSED[case][1].replace("\\", "")
+    return pytest.param(case, marks=pytest.mark.feature(FEATURES[case], refused=sentence) if case in FEATURES else ())
+
+
+@pytest.mark.parametrize("case", [with_feature(case) for case in REFUSED])
 def test_refused_option(case: str) -> None:
     options, sentence = REFUSED[case]
     with pytest.raises(Exception, match=re.compile(sentence, re.S)), engine(checkpoint("llama"), **options):

@@ -32,7 +32,16 @@ def counted(server: Server, name: str) -> float:
     return float(found[1])
 
 
-@pytest.mark.parametrize("method", ["ngram", pytest.param("draft_model", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param("ngram", marks=pytest.mark.feature("speculation by n-grams", families=["qwen2"])),
+        pytest.param(
+            "draft_model",
+            marks=[pytest.mark.feature("speculation by a draft model", families=["qwen2"]), pytest.mark.slow],
+        ),
+    ],
+)
 def test_answers_of_a_server_that_speculates(demo: Server, method: str) -> None:
     """Greedy, sampled with a seed, and within a grammar; the demo is its own draft."""
     speculation = {"method": method, "num_speculative_tokens": 3}
