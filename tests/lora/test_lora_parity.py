@@ -39,6 +39,7 @@ def compare(family: str, **options: Any) -> None:
         check(ask(llm, wanted, adapters), wanted)
 
 
+@pytest.mark.feature("LoRA")
 @pytest.mark.parametrize(
     "family", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
 )

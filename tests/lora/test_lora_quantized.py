@@ -32,6 +32,7 @@ OTHERS = (
 )
 
 
+@pytest.mark.feature("LoRA", families=["quantized"])
 @pytest.mark.parametrize("name", [QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_tokens_and_logprobs(name: str) -> None:
     scheme = SCHEMES[name]

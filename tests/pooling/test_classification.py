@@ -51,6 +51,7 @@ def close(found: Any, wanted: Any) -> None:
     assert np.abs(found - wanted).max() < LOGPROB_TOLERANCE
 
 
+@pytest.mark.feature("classification", families=["qwen2", "qwen3", "llama", "mixtral"])
 @pytest.mark.parametrize("name", CASES)
 def test_sequences(name: str) -> None:
     """`...ForSequenceClassification`: probabilities (of one label its sigmoid) and scores."""

@@ -53,6 +53,7 @@ def embeddings(llm: Any, given: list[list[int]], **options: Any) -> list[np.ndar
     return [np.array(output.outputs.embedding) for output in llm.embed(token_prompts(given), use_tqdm=False, **options)]
 
 
+@pytest.mark.feature("embeddings", families=["qwen2", "llama", "qwen3", "qwen3_moe", "mixtral", "deepseek_v3"])
 @pytest.mark.parametrize(("family", "pooling"), CASES)
 def test_embeddings(family: str, pooling: str) -> None:
     """Normalised and as they are; of prompts that share batches, and that are longer than a window."""
@@ -136,6 +137,7 @@ def test_several_ranks(sizes: dict[str, Any], pooling: str) -> None:
             check(found, normalized(pooled(hidden(model, prompt), pooling)))
 
 
+@pytest.mark.feature("embeddings", families=["quantized"])
 @pytest.mark.parametrize("headless", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_w8a8(headless: bool, tmp_path: Path) -> None:
     """A decoder quantized by itself, whose description has its own names; and a language model with its head.

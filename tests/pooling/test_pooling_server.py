@@ -119,6 +119,7 @@ def test_pooling(embedder: tuple[Server, torch.nn.Module]) -> None:
         check(item["data"], normalized(embedded(model, text)))
 
 
+@pytest.mark.feature("rerank and score", families=["qwen2"])
 def test_scores_are_cosines(embedder: tuple[Server, torch.nn.Module]) -> None:
     server, model = embedder
     vectors = [normalized(embedded(model, text)) for text in (QUESTION, *ANSWERS)]
@@ -130,6 +131,7 @@ def test_scores_are_cosines(embedder: tuple[Server, torch.nn.Module]) -> None:
     assert [item["index"] for item in ranked] == sorted(range(len(ANSWERS)), key=lambda i: -wanted[i])
 
 
+@pytest.mark.feature("rerank and score", families=["qwen3"])
 def test_a_reranker(judge: tuple[Server, torch.nn.Module]) -> None:
     server, model = judge
     wanted = [relevance(model, QUESTION, answer) for answer in ANSWERS]

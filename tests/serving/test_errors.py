@@ -262,9 +262,7 @@ FEATURES = {  # as docs/features.md calls them
     "--decode-context-parallel-size": "context parallelism",
     "--model-impl": "transformers as model implementation",
     "--quantization": "quantizing while loading",
-    "--enable-lora": "LoRA",
     "--profiler-config": "other profilers",
-    "--runner": "embeddings",
 }
 
 

@@ -74,6 +74,7 @@ def test_adapter_of_the_start(server: Server, folders: list[Path]) -> None:
     assert answers(server, "first") == expected(folders[0])
 
 
+@pytest.mark.feature("LoRA", families=["qwen2"])
 def test_loaded_and_unloaded_at_run_time(server: Server, folders: list[Path]) -> None:
     """More than fit at once: three adapters where two are kept."""
     for name, folder in (("second", folders[1]), ("third", folders[2])):
