@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from random import Random
 
-from tests.fuzz import configs, files, requests, sampling
+from tests.fuzz import configs, files, http_bodies, sampling
 from tests.fuzz.mutation import Check
 
 BULK = 256
@@ -28,8 +28,8 @@ def _one_by_one(target: Callable[[], AbstractContextManager[Check]]) -> Callable
 
 AT_ONCE: dict[str, Callable[[], AbstractContextManager[Bulk]]] = {
     "sampling": sampling.engine_requests,
-    "requests": requests.bodies,
-    "prompts": requests.prompts,
+    "requests": http_bodies.bodies,
+    "prompts": http_bodies.prompts,
 }
 TARGETS: dict[str, Callable[[], AbstractContextManager[Bulk]]] = {
     "headers": _one_by_one(files.headers),

@@ -7,7 +7,7 @@ from random import Random
 import httpx
 import pytest
 
-from tests.fuzz import requests
+from tests.fuzz import http_bodies
 from tests.fuzz.targets import AT_ONCE, TARGETS, run
 from tests.servers import Server
 
@@ -25,15 +25,15 @@ def test_slice(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with requests.server() as found:
+    with http_bodies.server() as found:
         yield found
 
 
 @pytest.mark.serving
 @pytest.mark.parametrize("name", ["requests", "prompts"])
 def test_slice_for_a_server(server: Server, name: str) -> None:
-    make = {"requests": requests.structured, "prompts": requests.hostile}[name]
-    became = requests.feed(server, make)([Random(f"{name} {SEED} {number}") for number in range(512)])
+    make = {"requests": http_bodies.structured, "prompts": http_bodies.hostile}[name]
+    became = http_bodies.feed(server, make)([Random(f"{name} {SEED} {number}") for number in range(512)])
     assert min(became.count("refused"), became.count("answered")) > 50
 
 

@@ -9,7 +9,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 
-from tests.fuzz import requests
+from tests.fuzz import http_bodies
 
 EXAMPLES = 100  # of each operation and of each kind
 ENDING = ("/shutdown", "/pause", "/sleep")  # operations that do what their name says
@@ -25,19 +25,21 @@ def test_no_operation_fails() -> None:
     def check(case: Any) -> None:
         nonlocal asked
         asked += 1
-        response = case.call(base_url=server.url, timeout=requests.SECONDS)
+        response = case.call(base_url=server.url, timeout=http_bodies.SECONDS)
         if response.status_code >= 500 and response.status_code != 501:  # 501: not offered for this model
             sent = response.request.body or b""
             body = sent.decode(errors="replace") if isinstance(sent, bytes) else str(sent)
-            known = any(re.search(answer, response.text) and re.search(cause, body) for answer, cause in requests.KNOWN)
+            known = any(
+                re.search(answer, response.text) and re.search(cause, body) for answer, cause in http_bodies.KNOWN
+            )
             if not known:
                 faults.append(
                     f"{response.status_code} {response.text[:300]} for {case.method} {case.path} {body[:500]}"
                 )
 
-    with requests.server() as server:
-        before = requests.answer(server)
-        description = httpx.get(f"{server.url}/openapi.json", timeout=requests.SECONDS).json()
+    with http_bodies.server() as server:
+        before = http_bodies.answer(server)
+        description = httpx.get(f"{server.url}/openapi.json", timeout=http_bodies.SECONDS).json()
         for found in schemathesis.openapi.from_dict(description).get_all_operations():
             operation = found.ok()
             if operation.path.startswith(ENDING):
@@ -58,7 +60,7 @@ def test_no_operation_fails() -> None:
                 except Exception as error:  # of an operation that takes nothing, nothing wrong can be made
                     if "Unsatisfiable" not in type(error).__name__ and "SkipTest" not in repr(type(error)):
                         raise
-        assert requests.answer(server) == before
+        assert http_bodies.answer(server) == before
     assert not faults, "\n".join(sorted(set(faults)))
     assert operations > 5 and asked > 10 * EXAMPLES
     print(f"{asked} requests to {operations} operations")
