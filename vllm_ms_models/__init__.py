@@ -11,6 +11,7 @@ def register_platform() -> str | None:
     from vllm_ms_models import faults
 
     faults.end_with_parent()
+    faults.end_requests_with_engine()
     return "vllm_ms_models.platform.MindSporePlatform"
 
 

@@ -146,6 +146,9 @@ def of_kind(found: Sequence[Process], kind: str, server: Server) -> list[Process
 
 def shared_memory(found: Sequence[Process]) -> set[Path]:
     """Named shared memory of these processes, but for that by which OpenMP libraries in a process find each other."""
-    lines = {line for process in found for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines()}
+    lines: set[str] = set()
+    for process in found:
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            lines.update(Path(f"/proc/{process.pid}/maps").read_text().splitlines())
     names = {Path(line.split(maxsplit=5)[5]) for line in lines if "/dev/shm/" in line}
     return {name for name in names if name.exists() and not name.name.startswith("__KMP_REGISTERED_LIB_")}

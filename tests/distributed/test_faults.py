@@ -109,9 +109,14 @@ def test_a_killed_process_of_a_server_on_ray(kind: str) -> None:
         end_under_load(server, kind, signal.SIGKILL, LIMIT, nodes)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("layout", LAYOUTS)
+STOPS = [
+    pytest.param(layout, number, marks=() if (layout, number) == ("one", signal.SIGTERM) else pytest.mark.slow)
+    for layout in LAYOUTS
+    for number in (signal.SIGTERM, signal.SIGINT)
+]
+
+
+@pytest.mark.parametrize(("layout", "number"), STOPS)
 def test_a_server_that_is_told_to_stop(layout: str, number: signal.Signals) -> None:
     with serving(layout) as server:
         end_under_load(server, "server", number, LIMIT / 2)
