@@ -7,6 +7,9 @@ from hypothesis import settings
 
 from vllm_ms_models import compat
 
+# vLLM would look at the CPU for its statistics, seconds of it in each engine, and send them where nobody answers.
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
 ms.set_device("CPU")
 ms.runtime.launch_blocking()
 compat.absorb_numpy_warning()
