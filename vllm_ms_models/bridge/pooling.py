@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from vllm.config import ModelConfig
 from vllm.model_executor.layers.pooler import DispatchPooler, Pooler
-from vllm.tokenizers import get_tokenizer
+from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.transformers_utils.config import try_get_dense_modules
 
 if TYPE_CHECKING:
@@ -73,13 +73,7 @@ def _setting(model: ModelConfig, name: str) -> Any:
 
 
 def _token_ids(model: ModelConfig, tokens: list[str]) -> list[int]:
-    tokenizer = get_tokenizer(
-        model.tokenizer,
-        revision=model.tokenizer_revision,
-        tokenizer_mode=model.tokenizer_mode,
-        trust_remote_code=model.trust_remote_code,
-    )
-    vocabulary = tokenizer.get_vocab()
+    vocabulary = cached_tokenizer_from_config(model).get_vocab()
     if missing := [token for token in tokens if token not in vocabulary]:
         raise ValueError(
             f"classifier_from_token has {', '.join(map(repr, missing))}, which is no token of {model.tokenizer}; "
