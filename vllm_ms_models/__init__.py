@@ -9,9 +9,10 @@ __version__ = "0.1.0"
 def register_platform() -> str | None:
     """Entry point `vllm.platform_plugins`: the path of the platform class. Called in every process of vLLM."""
     from vllm_ms_models import faults
+    from vllm_ms_models.bridge import stopping
 
     faults.end_with_parent()
-    faults.end_requests_with_engine()
+    stopping.end_requests_with_engine()
     return "vllm_ms_models.platform.MindSporePlatform"
 
 

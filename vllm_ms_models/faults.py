@@ -2,9 +2,8 @@
 
 vLLM's workers see their engine's end, and its front ends those of engines. What it leaves to do: engines, coordinators
 and front ends that were spawned outlive a parent that is killed; a server of one front end whose engine has died ends
-as if nothing had happened, with the exit code 0; an engine that is killed takes along the process that would have
-removed its named shared memory; and a server that is stopped while it answers kills its engine and waits for the
-answers, for ever.
+as if nothing had happened, with the exit code 0; and an engine that is killed takes along the process that would have
+removed its named shared memory.
 """
 
 import atexit
@@ -18,7 +17,6 @@ import sys
 import threading
 import time
 from multiprocessing import resource_tracker
-from types import FrameType
 
 logger = logging.getLogger("vllm.ms_models")
 
@@ -26,8 +24,6 @@ GRACE = 5.0  # seconds to end in an orderly way
 _INTERVAL = 0.5  # seconds between looks at the parent
 _VLLM_PROCESSES = re.compile(r"EngineCore(_DP\d+)?|VllmWorker-\d+|ApiServer_\d+|VLLM_DP_Coordinator")
 _FRONT_END = "vllm.v1.engine.async_llm"  # logs an EngineDeadError when its engine has died
-_LAUNCHER = "vllm.entrypoints.launchers.launcher"  # logs, to the user or not, that a front end has stopped its engine
-_STOPPED = "engine client stopped"
 
 
 @functools.cache
@@ -71,7 +67,6 @@ def prepare_command() -> None:
             watcher = _EngineDeath()
             logging.getLogger(_FRONT_END).addHandler(watcher)
             atexit.register(watcher.fail)
-            end_requests_with_engine()
 
 
 class _EngineDeath(logging.Handler):
@@ -91,32 +86,6 @@ class _EngineDeath(logging.Handler):
     def fail(self) -> None:
         if self.seen:
             _fail()
-
-
-def end_requests_with_engine() -> None:
-    """In a front end: when it is stopped, tell the requests that still wait for the engine, which has ended by then."""
-    launcher = logging.getLogger(_LAUNCHER)
-    launcher.setLevel(logging.INFO)  # what is printed is the choice of vLLM's handler
-    if _end_requests not in launcher.filters:
-        launcher.addFilter(_end_requests)  # a handler would be gone when vLLM configures its loggers once more
-
-
-def _end_requests(record: logging.LogRecord) -> bool:
-    """Notices vLLM's report that the engine was stopped, made by the function that has the engine's client."""
-    if _STOPPED in record.getMessage():
-        frame: FrameType | None = sys._getframe()
-        while frame is not None and "engine_client" not in frame.f_locals:
-            frame = frame.f_back
-        processor = getattr(frame and frame.f_locals["engine_client"], "output_processor", None)
-        if processor is not None:
-            from vllm.v1.engine.exceptions import EngineDeadError
-
-            class ServerStoppedError(EngineDeadError):
-                def __str__(self) -> str:
-                    return "The server is stopping and has not finished this request; send it again later."
-
-            processor.propagate_error(ServerStoppedError())
-    return True
 
 
 def _fail_unless_stopped() -> None:

@@ -64,6 +64,7 @@ class MindSporePlatform(CpuPlatform):
             return
         runtime.require_mindspore()
         runtime.device()
+        from vllm_ms_models.bridge import stopping
         from vllm_ms_models.bridge.host import RANKS_VARIABLE
         from vllm_ms_models.bridge.refusals import refusals
 
@@ -75,6 +76,7 @@ class MindSporePlatform(CpuPlatform):
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = processes.start_method()
         if processes.is_vllm_command():
             faults.prepare_command()
+            stopping.end_requests_with_engine()
             ports.check_ports()
         parallel = vllm_config.parallel_config
         os.environ[RANKS_VARIABLE] = str(parallel.data_parallel_size_local * parallel.local_world_size)
