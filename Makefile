@@ -35,7 +35,7 @@ fuzz: ## hostile input, 100,000 of each kind; ARGS="--targets headers rope", "--
 	@scripts/setup.sh test
 	@$(bin)/python -m tests.fuzz $(ARGS)
 
-soak: ## a server under load for 30 minutes; ARGS="--minutes 2", "--clients 16", "--lora NAME=FOLDER"
+soak: ## a server under load for 30 minutes; ARGS="--minutes 2", "--clients 16", "--adapters 0"
 	@scripts/setup.sh test
 	@$(bin)/python -m tests.soak $(ARGS)
 

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from tests.soak.soaking import soak
 
@@ -12,10 +11,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lora", nargs="*", default=[], metavar="NAME=FOLDER", help="adapters to switch between")
+    parser.add_argument("--adapters", type=int, default=3, help="how many to switch between; two at most are loaded")
     options = parser.parse_args()
-    adapters = {name: Path(folder) for name, _, folder in (item.partition("=") for item in options.lora)}
-    report = soak(options.minutes * 60, options.clients, adapters, options.seed)
+    report = soak(options.minutes * 60, options.clients, options.adapters, options.seed)
     print(report.table())
     problems = report.problems()
     print("\n".join(problems) or "no problems")

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.models import write_tokenizer
 from tests.checkpoints import checkpoint
+from tests.lora.adapters import adapter
 from tests.reference import torch_reference as reference
 
 VOCABULARY = 211
@@ -30,6 +31,12 @@ def model() -> Path:
     folder = checkpoint("qwen2", max_position_embeddings=LENGTH)
     write_tokenizer(folder, VOCABULARY)
     return folder
+
+
+def random_adapters(count: int) -> dict[str, Path]:
+    """Folders of adapters (LoRA) of `model`, by the names that they are served by."""
+    options = {"max_position_embeddings": LENGTH}
+    return {f"adapter-{number}": adapter("qwen2", number, options) for number in range(count)}
 
 
 def references(folder: Path, adapters: Mapping[str, Path]) -> dict[str, torch.nn.Module]:

@@ -12,7 +12,7 @@ import httpx
 from tests.distributed.faults import Process, processes, shared_memory
 from tests.servers import Server, serve
 from tests.soak.clients import Outcomes, load
-from tests.soak.questions import BASE, LENGTH, model, questions, references
+from tests.soak.questions import BASE, LENGTH, model, questions, random_adapters, references
 
 GROWTH = 0.02  # of resident memory, at most
 WARM_UP = 0.25  # of the time
@@ -89,16 +89,17 @@ class Report:
         return "\n".join(lines)
 
 
-def soak(seconds: float, clients: int, adapters: Mapping[str, Path] | None = None, seed: int = 0) -> Report:
-    """`adapters` are LoRA modules by name, which clients switch between."""
-    adapters = adapters or {}
+def soak(seconds: float, clients: int, adapter_count: int = 3, seed: int = 0) -> Report:
+    """Clients switch between the model and so many adapters of it, of which two at most are loaded at a time."""
     folder = model()
+    adapters = random_adapters(adapter_count)
     asked = questions(references(folder, adapters), 48, seed)
     options = ["--served-model-name", BASE, "--dtype", "float32", "--max-model-len", str(LENGTH)]
     options += ["--max-num-seqs", str(max(1, clients // 2)), "--disable-uvicorn-access-log"]
-    options += ["--kv-cache-memory-bytes", str(4 * 2**20)]  # the warm-up uses all of it, and some have to wait
+    options += ["--kv-cache-memory-bytes", str(3 * 2**19)]  # too little: some have to wait, and some are preempted
     if adapters:
-        options += ["--enable-lora", "--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
+        options += ["--enable-lora", "--max-loras", "2", "--max-cpu-loras", "2"]
+        options += ["--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
     with serve(folder, *options) as server:
         asyncio.run(load(server.url, asked, clients, seconds * WARM_UP, seed + 1))
         idle(server)
