@@ -81,7 +81,10 @@ def _root() -> Path:
 
 def config(family: str, **options: Any) -> PreTrainedConfig:
     """The config of a tiny model; `options` go over the defaults."""
-    return _CONFIGS[family](**(_DEFAULTS | options))
+    from tests.zoo.family import families  # its modules import this one
+
+    make = _CONFIGS[family] if family in _CONFIGS else families()[family].config
+    return make(**(_DEFAULTS | options))
 
 
 def random_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> torch.nn.Module:
@@ -108,7 +111,7 @@ def randomized(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 def checkpoint(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> Path:
     """Folder of a checkpoint of `random_model`, written once in this process and removed at its end.
 
-    `family` is one of _CONFIGS; `options` are those of its config. Sharded with `max_shard_size`.
+    `family` is one of _CONFIGS, or of tests/zoo; `options` are those of its config. Sharded with `max_shard_size`.
     """
     return _write(family, seed, dtype, json.dumps(options, sort_keys=True))
 

@@ -24,6 +24,9 @@ BUILT_IN = {
     "Qwen3MoeForCausalLM": "vllm_ms_models.qwen3_moe.model",
 }
 
+# Those of BUILT_IN that embed or classify and generate no text.
+ENCODERS: frozenset[str] = frozenset()
+
 # The same for layers that propose tokens to a model and cannot be served by themselves. The names are vLLM's.
 DRAFTS = {"DeepSeekMTPModel": "vllm_ms_models.deepseek_v3.mtp"}
 

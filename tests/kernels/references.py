@@ -124,6 +124,28 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> Bounded:
     return values, ((x.shape[-1] + 2) / 2 + 6) * UNIT * np.abs(values)
 
 
+def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> Bounded:
+    """The mean is off by (n + 1) u times the mean of |x|; that moves every distance from it, and their root mean square
+    by no more; the rest as in `rms_norm`, and the sum with the bias."""
+    count = x.shape[-1]
+    off = x - np.mean(x, -1, keepdims=True)
+    scale = 1 / np.sqrt(np.mean(off**2, -1, keepdims=True) + eps)
+    moved = (count + 2) * UNIT * np.mean(np.abs(x), -1, keepdims=True)
+    products = off * scale * weight
+    error = ((count + 2) / 2 + 6) * UNIT * np.abs(products) + moved * scale * (np.abs(weight) + np.abs(products))
+    error += UNIT * np.abs(x * scale * weight)  # the difference x - mean is rounded
+    return products + bias, error + 2 * UNIT * (np.abs(products) + np.abs(bias))
+
+
+def activated(kind: str, x: np.ndarray) -> Bounded:
+    """As `gated`, of which the first three are a part."""
+    if kind == "relu":
+        return np.maximum(x, 0), np.zeros_like(x)
+    if kind == "quick_gelu":
+        return x / (1 + np.exp(-1.702 * x)), 24 * UNIT * np.abs(x)
+    return gated(kind, x, np.ones_like(x))
+
+
 def linear_gated(kind: str, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> Bounded:
     """`activation(gate) * up` of products: their errors pass through the activation, whose slope is below 1.13."""
     return gated_products(kind, *linear(x, weight, bias))

@@ -236,6 +236,38 @@ def test_add_rms_norm(kernels: Kernels, seed: int, dtype: Any, shape: tuple[int,
     dtype=dtypes,
     shape=st.tuples(ref.token_counts, widths),
     scale=ref.scales,
+    middle=st.sampled_from((0.0, 3.0)),
+)
+def test_layer_norm(
+    kernels: Kernels, seed: int, dtype: Any, shape: tuple[int, int], scale: float, middle: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = normal(rng, shape, dtype, scale)
+    x = ref.rounded(x + middle * scale, dtype)
+    weight, bias = normal(rng, shape[1:], ms.float32), normal(rng, shape[1:], ms.float32)
+    tensors = to_tensor(x, dtype), to_tensor(weight, ms.float32), to_tensor(bias, ms.float32)
+    ref.assert_close(kernels.layer_norm(*tensors, 1e-5), ref.layer_norm(x, weight, bias, 1e-5), dtype)
+
+
+@examples
+@given(
+    seed=seeds,
+    dtype=dtypes,
+    shape=st.tuples(ref.token_counts, widths),
+    scale=ref.scales,
+    kind=st.sampled_from(("silu", "gelu", "gelu_tanh", "quick_gelu", "relu")),
+)
+def test_activations(kernels: Kernels, seed: int, dtype: Any, shape: tuple[int, int], scale: float, kind: str) -> None:
+    x = normal(np.random.default_rng(seed), shape, dtype, scale)
+    ref.assert_close(kernels.activate(to_tensor(x, dtype), kind), ref.activated(kind, x), dtype)
+
+
+@examples
+@given(
+    seed=seeds,
+    dtype=dtypes,
+    shape=st.tuples(ref.token_counts, widths),
+    scale=ref.scales,
     kind=st.sampled_from(("silu", "gelu", "gelu_tanh")),
 )
 def test_gated_activations(
@@ -262,6 +294,9 @@ def test_wrong_shapes_are_refused(kernels: Kernels) -> None:
         lambda: kernels.linear_gated(x, kernels.new_weight([3, 3], x.shape[1], ms.float32), "relu"),
         lambda: kernels.rms_norm(wide, ones, 1e-6),
         lambda: kernels.add_rms_norm(x, wide, ones, 1e-6),
+        lambda: kernels.layer_norm(wide, ones, ones, 1e-6),
+        lambda: kernels.layer_norm(x, ones, to_tensor(np.ones(5), ms.float32), 1e-6),
+        lambda: kernels.activate(x, "tanh"),
         lambda: kernels.silu_and_mul(x, wide),
         lambda: kernels.gelu_and_mul(x, wide, True),
         lambda: kernels.rotary(x, x, Tensor(np.arange(2)), to_tensor(np.ones((2, 6)), ms.float32), 4, False),

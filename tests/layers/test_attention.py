@@ -93,7 +93,9 @@ class Cache:
         return PagedSequences(query_start, seq_lens, block_tables, max(counts.values()), int(lengths.max()))
 
 
-def expected(cell: Attention, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> Any:
+def expected(
+    cell: Attention, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, causal: bool = True
+) -> Any:
     """torch's attention of the last rows of a sequence in float64, and the error of float32.
 
     A score is a sum of head_size products, off by `off`; tanh adds 32 units of the cap. exp of a distance z from the
@@ -106,7 +108,7 @@ def expected(cell: Attention, query: torch.Tensor, keys: torch.Tensor, values: t
     k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
     rows = torch.arange(len(keys) - len(query), len(keys))[:, None]
     columns = torch.arange(len(keys))
-    mask = columns <= rows
+    mask = (columns <= rows) | (not causal)
     if cell.window is not None:
         mask &= columns > rows - cell.window
     scores = q @ k.mT * cell.scale

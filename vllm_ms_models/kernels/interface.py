@@ -227,6 +227,17 @@ class Kernels(ABC):
         """`residual += x` (in place, rounded to its dtype), then `rms_norm(residual)`: (normed, residual)."""
 
     @abstractmethod
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """`(x - mean(x)) / sqrt(var(x) + eps) * weight + bias` over the last axis, in float32, rounded once.
+
+        `x` is `[..., features]`, `weight` and `bias` float32 `[features]`; the variance is the mean of squares.
+        """
+
+    @abstractmethod
+    def activate(self, x: Tensor, activation: str) -> Tensor:
+        """Of each value: `silu`, `gelu` (with erf), `gelu_tanh`, `quick_gelu` (`x * sigmoid(1.702 x)`), `relu`."""
+
+    @abstractmethod
     def silu_and_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """`gate / (1 + exp(-gate)) * up`, `[tokens, features]` each."""
 

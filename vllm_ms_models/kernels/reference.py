@@ -17,6 +17,7 @@ from mindspore import Tensor, mint, ops
 from vllm_ms_models.kernels import (
     float8,
     reference_cache,
+    reference_elementwise,
     reference_experts,
     reference_integers,
     reference_latent,
@@ -25,6 +26,7 @@ from vllm_ms_models.kernels import (
 )
 from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
 from vllm_ms_models.kernels.low_rank import Addend, LowRank
+from vllm_ms_models.kernels.reference_elementwise import sigmoid
 from vllm_ms_models.kernels.reference_memory import cast as _cast
 from vllm_ms_models.kernels.reference_memory import copy as _copy
 from vllm_ms_models.kernels.reference_memory import memory as _memory
@@ -46,10 +48,6 @@ def _overwrite(target: Tensor, value: Tensor) -> None:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
-
-
-def _sigmoid(x: Tensor) -> Tensor:
-    return 1.0 / (ops.exp(-x) + 1.0)
 
 
 class ReferenceKernels(Kernels):
@@ -126,9 +124,7 @@ class ReferenceKernels(Kernels):
         _require(len(set(weight.sizes)) == 1 and len(weight.sizes) == 2, f"gate and up have the sizes {weight.sizes}")
         _require(activation in ("silu", "gelu", "gelu_tanh"), f"there is no gated activation {activation!r}")
         gate, up = (part.contiguous() for part in ops.split(self._product(x, weight, bias, addend), weight.sizes[0], 1))
-        if activation == "silu":
-            return _cast(self.silu_and_mul(gate, up), x.dtype)
-        return _cast(self.gelu_and_mul(gate, up, activation == "gelu_tanh"), x.dtype)
+        return _cast(reference_elementwise.gate_and_mul(gate, up, activation), x.dtype)
 
     def reduce(self, x: Tensor, rows: Tensor, adapters: Sequence[LowRank | None]) -> Addend:
         return reference_low_rank.reduce(x, rows, adapters, self._product)
@@ -172,13 +168,7 @@ class ReferenceKernels(Kernels):
     # --- elementwise -------------------------------------------------------------------------------------------
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        size = weight.shape[0]
-        _require(x.ndim > 0 and x.shape[-1] % size == 0, f"expected [..., {size}] or a multiple, got {x.shape}")
-        if 0 in x.shape:
-            return mint.empty(x.shape, dtype=x.dtype)
-        wide = _float32(x).reshape(-1, size)
-        mean = ops.mean(ops.square(wide), -1, True)
-        return _cast((wide * ops.rsqrt(mean + eps) * weight).reshape(x.shape), x.dtype)
+        return reference_elementwise.rms_norm(x, weight, eps)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         _require(x.shape == residual.shape, f"x is {x.shape}, the residual {residual.shape}")
@@ -186,24 +176,17 @@ class ReferenceKernels(Kernels):
             _overwrite(residual, _float32(residual) + _float32(x))
         return self.rms_norm(residual, weight, eps), residual
 
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return reference_elementwise.layer_norm(x, weight, bias, eps)
+
+    def activate(self, x: Tensor, activation: str) -> Tensor:
+        return reference_elementwise.activate(x, activation)
+
     def silu_and_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        _require(gate.shape == up.shape, f"gate is {gate.shape}, up {up.shape}")
-        if 0 in gate.shape:
-            return mint.empty(gate.shape, dtype=gate.dtype)
-        wide = _float32(gate)
-        return _cast(wide * _sigmoid(wide) * _float32(up), gate.dtype)
+        return reference_elementwise.gate_and_mul(gate, up, "silu")
 
     def gelu_and_mul(self, gate: Tensor, up: Tensor, approximate: bool) -> Tensor:
-        """`0.5 (1 + tanh(z))` is the sigmoid of 2z, `0.5 (1 + erf(z))` is half of erfc(-z): nothing cancels."""
-        _require(gate.shape == up.shape, f"gate is {gate.shape}, up {up.shape}")
-        if 0 in gate.shape:
-            return mint.empty(gate.shape, dtype=gate.dtype)
-        wide = _float32(gate)
-        if approximate:
-            share = _sigmoid((wide + wide * wide * wide * 0.044715) * (8.0 / np.pi) ** 0.5)
-        else:
-            share = ops.erfc(wide * -(0.5**0.5)) * 0.5
-        return _cast(wide * share * _float32(up), gate.dtype)
+        return reference_elementwise.gate_and_mul(gate, up, "gelu_tanh" if approximate else "gelu")
 
     # --- attention ---------------------------------------------------------------------------------------------
 
@@ -368,7 +351,7 @@ class ReferenceKernels(Kernels):
         scores = (scores if scales is None else scores * scales[0]) * scale
         if soft_cap is not None:
             # The Tanh operator is off by 1e-4 on CPU; this form by 2e-6.
-            scores = (2.0 * _sigmoid(scores * (2.0 / soft_cap)) - 1.0) * soft_cap
+            scores = (2.0 * sigmoid(scores * (2.0 / soft_cap)) - 1.0) * soft_cap
         scores = ops.where(mask, scores.reshape(heads, rows, positions), _MASKED)
         shares = ops.softmax(scores, -1).reshape(kv_heads, -1, positions)
         if scales is not None:

@@ -35,6 +35,7 @@ _FLOAT8_VALUES = 1 << 18  # widened at a time: 1 MB of floats
 _GROUP = 16  # positions of a panel of keys
 _SILU, _GELU_ERF, _GELU_TANH = range(3)
 _GATES = {"silu": _SILU, "gelu": _GELU_ERF, "gelu_tanh": _GELU_TANH}
+_ACTIVATIONS = _GATES | {"quick_gelu": 3, "relu": 4}  # Activation in kernels.h
 
 
 @dataclass(frozen=True)
@@ -245,6 +246,14 @@ class CpuKernels(Kernels):
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return self._kernels.add_rms_norm(x, residual, weight, eps), residual
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return self._kernels.layer_norm(x, weight, bias, eps)
+
+    def activate(self, x: Tensor, activation: str) -> Tensor:
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"Activation {activation!r} is unknown; {', '.join(_ACTIVATIONS)} are supported.")
+        return self._kernels.activate(x, _ACTIVATIONS[activation])
 
     def silu_and_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         return self._kernels.gate_and_mul(gate, up, _SILU)

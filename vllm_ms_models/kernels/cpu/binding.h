@@ -14,6 +14,7 @@ void unpack(PyObject* object, int& to) { to = int(PyLong_AsLong(object)); }
 void unpack(PyObject* object, bool& to) { to = PyObject_IsTrue(object) == 1; }
 void unpack(PyObject* object, double& to) { to = PyFloat_AsDouble(object); }
 void unpack(PyObject* object, Gate& to) { to = Gate(PyLong_AsLong(object)); }
+void unpack(PyObject* object, Activation& to) { to = Activation(PyLong_AsLong(object)); }
 template <class T>
 void unpack(PyObject* object, T*& to) {
   to = static_cast<T*>(PyLong_AsVoidPtr(object));

@@ -181,6 +181,32 @@ PyObject* add_rms_norm(PyObject* self, PyObject* const* objects, Py_ssize_t coun
   });
 }
 
+// layer_norm(x, weight, bias, eps) -> tensor
+PyObject* layer_norm(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
+  Tensor x, weight, bias;
+  if (!expect(count, 4) || !read_activation(objects[0], "x", x) || !read_scale(objects[1], x, weight) ||
+      !read_like(objects[2], "bias", weight, bias))
+    return nullptr;
+  double eps = PyFloat_AsDouble(objects[3]);
+  void* out = nullptr;
+  PyObject* tensor = PyErr_Occurred() ? nullptr : make_like(x, &out);
+  return fill(tensor, [&] {
+    return functions(self).layer_norm(x.data, static_cast<const float*>(weight.data),
+                                      static_cast<const float*>(bias.data), out, x.dtype, x.rows(), x.features(), eps);
+  });
+}
+
+// activate(x, kind) -> tensor
+PyObject* activate(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
+  Tensor x;
+  Activation kind;
+  if (!expect(count, 2) || !read_activation(objects[0], "x", x)) return nullptr;
+  unpack(objects[1], kind);
+  void* out = nullptr;
+  PyObject* tensor = PyErr_Occurred() ? nullptr : make_like(x, &out);
+  return fill(tensor, [&] { return functions(self).activate(x.data, out, x.dtype, x.rows() * x.features(), kind); });
+}
+
 // gate_and_mul(gate, up, kind) -> tensor
 PyObject* gate_and_mul(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   Tensor gate, up;

@@ -7,7 +7,8 @@
 // * rms_norm: the sum of squares runs in four vector accumulators (FMA latency 4), then one pass scales. A row stays in
 //   L1 between the passes. add_rms_norm rounds x + residual to the storage type in the first pass and normalises the
 //   *rounded* value, because that is what the next layer's residual will be.
-// * gate_and_mul: silu or gelu from simd.h (relative error about 1e-7, the erf form 4e-7 in its negative tail).
+// * layer_norm: the mean first, so that the variance is a sum of squares and nothing cancels.
+// * activate, gate_and_mul: silu or gelu from simd.h (relative error about 1e-7, the erf form 4e-7 in its negative tail).
 // * add_parts: four vectors of each array at a time, so that the sums of long lists of arrays stay in registers.
 // * rotary: cos and sin come as float32 rows, one per position; pairs are (i, i + r/2) or (2i, 2i + 1).
 
@@ -76,6 +77,34 @@ static void norm_rows(const T* x, T* residual, const float* weight, T* out, long
   parallel_ranges(rows, features * long(sizeof(T)) * (kAdd ? 4 : 2), [&](long begin, long end) {
     for (long i = begin * features; i < end * features; i += features)
       norm_row<kAdd>(x + i, residual + i, weight, out + i, features, eps);
+  });
+}
+
+// The sum of the row, of squared distances from its mean, then one pass that scales.
+template <class T>
+static void layer_norm_row(const T* x, const float* weight, const float* bias, T* out, long features, float eps) {
+  vf total = {}, squares = {};
+  for_vectors(features, [&](long i, long n) { total += read(x + i, n); });
+  const float mean = sum(total) / float(features);
+  const vf middle = splat(mean);
+  for_vectors(features, [&](long i, long n) {
+    vf off = read(x + i, n) - middle;
+    if (n < VW) off = (kLanes < int(n)) ? off : splat(0.0f);
+    squares += off * off;
+  });
+  const float scale = 1.0f / __builtin_sqrtf(sum(squares) / float(features) + eps);
+  for_vectors(features, [&](long i, long n) {
+    write(out + i, (read(x + i, n) - middle) * scale * read(weight + i, n) + read(bias + i, n), n);
+  });
+}
+
+template <class T, class Function>
+static void map_values(const T* x, T* out, long count, const Function& function) {
+  constexpr long kGrain = 1024;
+  parallel_ranges(ceil_div(count, kGrain), kGrain * 8, [&](long begin, long end) {
+    const long first = begin * kGrain;
+    for_vectors(min(end * kGrain, count) - first,
+                [&](long i, long n) { write(out + first + i, function(read(x + first + i, n)), n); });
   });
 }
 
@@ -192,6 +221,38 @@ const char* add_rms_norm(const void* x, void* residual, const float* weight, voi
   auto run = [&](auto* values) {
     using T = std::remove_pointer_t<decltype(values)>;
     norm_rows<true>(static_cast<const T*>(x), static_cast<T*>(residual), weight, values, rows, features, e);
+  };
+  if (dtype == kFloat32) run(static_cast<float*>(out));
+  else if (dtype == kBfloat16) run(static_cast<Bf16*>(out));
+  else run(static_cast<F16*>(out));
+  return nullptr;
+}
+
+const char* layer_norm(const void* x, const float* weight, const float* bias, void* out, int dtype, long rows,
+                       long features, double eps) {
+  auto run = [&](auto* to) {
+    using T = std::remove_pointer_t<decltype(to)>;
+    const T* from = static_cast<const T*>(x);
+    parallel_ranges(rows, features * long(sizeof(T)) * 3, [&](long begin, long end) {
+      for (long i = begin * features; i < end * features; i += features)
+        layer_norm_row(from + i, weight, bias, to + i, features, float(eps));
+    });
+  };
+  if (dtype == kFloat32) run(static_cast<float*>(out));
+  else if (dtype == kBfloat16) run(static_cast<Bf16*>(out));
+  else run(static_cast<F16*>(out));
+  return nullptr;
+}
+
+const char* activate(const void* x, void* out, int dtype, long count, Activation kind) {
+  auto run = [&](auto* to) {
+    const auto* from = static_cast<const std::remove_pointer_t<decltype(to)>*>(x);
+    if (kind == Activation::kSilu) map_values(from, to, count, [](vf v) { return silu(v); });
+    else if (kind == Activation::kGeluErf) map_values(from, to, count, [](vf v) { return gelu_erf(v); });
+    else if (kind == Activation::kGeluTanh) map_values(from, to, count, [](vf v) { return gelu_tanh(v); });
+    else if (kind == Activation::kQuickGelu)
+      map_values(from, to, count, [](vf v) { return v / (1.0f + exponential(-1.702f * v)); });
+    else map_values(from, to, count, [](vf v) { return (v < 0.0f) ? splat(0.0f) : v; });
   };
   if (dtype == kFloat32) run(static_cast<float*>(out));
   else if (dtype == kBfloat16) run(static_cast<Bf16*>(out));

@@ -17,6 +17,7 @@ constexpr long kScaleBytes = 4;  // beside each row of a cache of int8
 constexpr int kMaxParts = 64;
 
 enum class Gate : int { kNone = -1, kSilu = 0, kGeluErf = 1, kGeluTanh = 2 };
+enum class Activation : int { kSilu = 0, kGeluErf = 1, kGeluTanh = 2, kQuickGelu = 3, kRelu = 4 };
 
 // What activations are multiplied as by weights of small integers: themselves, int8 by a scale of each row, int8 by a
 // scale and an offset of the weight.
@@ -188,6 +189,9 @@ struct Functions {
                           double eps);
   const char* (*add_rms_norm)(const void* x, void* residual, const float* weight, void* out, int dtype, long rows,
                               long features, double eps);
+  const char* (*layer_norm)(const void* x, const float* weight, const float* bias, void* out, int dtype, long rows,
+                            long features, double eps);
+  const char* (*activate)(const void* x, void* out, int dtype, long count, Activation kind);
   const char* (*gate_and_mul)(const void* gate, const void* up, void* out, int dtype, long count, Gate kind);
   const char* (*rotary)(const RotaryCall& call);
   const char* (*write_kv)(const WriteCall& call);
@@ -225,18 +229,20 @@ void round_rows(const float* values, long rows, long columns, int8_t* to, float*
 }  // namespace vllm_ms
 
 // Declares the functions of one ISA's namespace; each of the kernel sources defines some of them.
-#define VLLM_MS_DECLARE_KERNELS                                                               \
-  const char* pack_rows(const Packed&, int, long, const void*, int, long, long);              \
-  const char* embedding(const Packed&, const void*, bool, long, long, void*);                 \
-  const char* linear(const LinearCall&);                                                      \
-  const char* linear_integers(const LinearCall&);                                             \
-  const char* reduce(const ReduceCall&);                                                      \
-  void add_low_rank(const LinearCall&, long, long, float*, long, long, long);                 \
-  const char* experts(const ExpertsCall&);                                                    \
-  const char* rms_norm(const void*, const float*, void*, int, long, long, double);            \
-  const char* add_rms_norm(const void*, void*, const float*, void*, int, long, long, double); \
-  const char* gate_and_mul(const void*, const void*, void*, int, long, Gate);                 \
-  const char* rotary(const RotaryCall&);                                                      \
-  const char* write_kv(const WriteCall&);                                                     \
-  const char* attention(const AttentionCall&);                                                \
+#define VLLM_MS_DECLARE_KERNELS                                                                    \
+  const char* pack_rows(const Packed&, int, long, const void*, int, long, long);                   \
+  const char* embedding(const Packed&, const void*, bool, long, long, void*);                      \
+  const char* linear(const LinearCall&);                                                           \
+  const char* linear_integers(const LinearCall&);                                                  \
+  const char* reduce(const ReduceCall&);                                                           \
+  void add_low_rank(const LinearCall&, long, long, float*, long, long, long);                      \
+  const char* experts(const ExpertsCall&);                                                         \
+  const char* rms_norm(const void*, const float*, void*, int, long, long, double);                 \
+  const char* add_rms_norm(const void*, void*, const float*, void*, int, long, long, double);      \
+  const char* layer_norm(const void*, const float*, const float*, void*, int, long, long, double); \
+  const char* activate(const void*, void*, int, long, Activation);                                 \
+  const char* gate_and_mul(const void*, const void*, void*, int, long, Gate);                      \
+  const char* rotary(const RotaryCall&);                                                           \
+  const char* write_kv(const WriteCall&);                                                          \
+  const char* attention(const AttentionCall&);                                                     \
   void add_parts(const void* const*, int, void*, int, long);
