@@ -1,4 +1,4 @@
-"""Feed-forward blocks: the gated one of most decoders, and the plain one of encoders, vision towers and older decoders."""
+"""Feed-forward blocks: the gated one of most decoders, and the plain one of encoders, vision and older decoders."""
 
 from mindspore import Tensor
 

@@ -64,8 +64,8 @@ class LayerNorm(Layer):
     def slots(self) -> Iterator[Slot]:
         for name, tensor in self.stored.items():
 
-            def load(source: np.ndarray, target: np.ndarray = tensor.asnumpy()) -> None:  # shares its memory
-                target[...] = source
+            def load(source: np.ndarray, tensor: Tensor = tensor) -> None:
+                tensor.asnumpy()[...] = source  # shares memory with the tensor
 
             yield Slot(name, tensor.shape, load)
 
