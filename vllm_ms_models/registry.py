@@ -16,9 +16,13 @@ ENTRY_POINT_GROUP = "vllm_ms_models.models"
 BUILT_IN = {
     "DeepseekV2ForCausalLM": "vllm_ms_models.deepseek_v3.model",
     "DeepseekV3ForCausalLM": "vllm_ms_models.deepseek_v3.model",
+    "Gemma2ForCausalLM": "vllm_ms_models.gemma2.model",
+    "Gemma3ForCausalLM": "vllm_ms_models.gemma3.model",
+    "GemmaForCausalLM": "vllm_ms_models.gemma2.model",
     "LlamaForCausalLM": "vllm_ms_models.llama.model",
     "MistralForCausalLM": "vllm_ms_models.llama.model",
     "MixtralForCausalLM": "vllm_ms_models.mixtral.model",
+    "OPTForCausalLM": "vllm_ms_models.opt.model",
     "Qwen2ForCausalLM": "vllm_ms_models.qwen2.model",
     "Qwen3ForCausalLM": "vllm_ms_models.qwen3.model",
     "Qwen3MoeForCausalLM": "vllm_ms_models.qwen3_moe.model",
