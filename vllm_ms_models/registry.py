@@ -19,6 +19,7 @@ BUILT_IN = {
     "Gemma2ForCausalLM": "vllm_ms_models.gemma2.model",
     "Gemma3ForCausalLM": "vllm_ms_models.gemma3.model",
     "GemmaForCausalLM": "vllm_ms_models.gemma2.model",
+    "GptOssForCausalLM": "vllm_ms_models.gpt_oss.model",
     "LlamaForCausalLM": "vllm_ms_models.llama.model",
     "MistralForCausalLM": "vllm_ms_models.llama.model",
     "MixtralForCausalLM": "vllm_ms_models.mixtral.model",

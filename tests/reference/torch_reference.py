@@ -36,9 +36,7 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> torch.nn.Mod
     odd sizes; scores that are capped by plain operators, since torch's own attention does not cap."""
     capped = getattr(AutoConfig.from_pretrained(folder), "attn_logit_softcapping", None)
     attention = {"attn_implementation": "eager"} if capped else {}
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, experts_implementation="eager", **attention
-    ).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, experts_implementation="eager", **attention).eval()
 
 
 @torch.inference_mode()

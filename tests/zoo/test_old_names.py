@@ -28,7 +28,8 @@ def test_more_than_the_learned_positions(monkeypatch: pytest.MonkeyPatch) -> Non
     """Even where vLLM is told to allow it."""
     monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
     folder = made("opt", {}).folder
-    with pytest.raises(ValueError, match="--max-model-len 600 is beyond the 512 positions"), engine(
-        folder, max_model_len=600
+    with (
+        pytest.raises(ValueError, match="--max-model-len 600 is beyond the 512 positions"),
+        engine(folder, max_model_len=600),
     ):
         pass

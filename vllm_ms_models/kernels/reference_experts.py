@@ -56,6 +56,8 @@ def multiply(
     activation: str,
     addend: Tensor | None = None,
     first_expert: int = 0,
+    gate_up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
 ) -> Tensor:
     """As `Kernels.experts`, in float32; `kernels` multiply."""
     if len(gate_up) != len(down) or ids.shape != shares.shape or ids.shape[:1] != x.shape[:1]:
@@ -72,8 +74,8 @@ def multiply(
             continue
         rows, choices = np.nonzero(chosen == expert)
         taken = ops.gather(x.astype(ms.float32), Tensor(rows.astype(np.int32)), 0).astype(x.dtype)
-        product = kernels.linear(
-            kernels.linear_gated(taken, gate_up[expert], activation), down[expert], dtype=ms.float32
-        )
+        biases = [None if bias is None else bias[int(expert)].contiguous() for bias in (gate_up_bias, down_bias)]
+        gated = kernels.linear_gated(taken, gate_up[expert], activation, biases[0])
+        product = kernels.linear(gated, down[expert], biases[1], ms.float32)
         np.add.at(total, rows, (product * Tensor(weights[rows, choices][:, None])).asnumpy())
     return Tensor(total)

@@ -48,9 +48,7 @@ class Decoder(Layer):
         self.elsewhere = [f"{prefix}.layers.{i}.*" for i in numbers if i not in own]
         if stage.is_first or (stage.is_last and context.head and config.tie_word_embeddings):
             width = embedding_size or hidden
-            self.embed_tokens = VocabParallelEmbedding(
-                f"{prefix}.embed_tokens", vocab, width, context, embedding_scale
-            )
+            self.embed_tokens = VocabParallelEmbedding(f"{prefix}.embed_tokens", vocab, width, context, embedding_scale)
         else:
             self.elsewhere.append(f"{prefix}.embed_tokens.*")
         self.layers = nn.CellList([make_layer(i, f"{prefix}.layers.{i}") for i in own])

@@ -12,10 +12,11 @@ from vllm_ms_models.quantization.formats.fp8 import Fp8
 from vllm_ms_models.quantization.formats.golden_stick import GoldenStick
 from vllm_ms_models.quantization.formats.gptq import Gptq
 from vllm_ms_models.quantization.formats.modelslim import ModelSlim
+from vllm_ms_models.quantization.formats.mxfp4 import Mxfp4
 
 METHODS: dict[str, Callable[[Mapping[str, Any], bool], Format]] = {
-    format.name: format for format in (CompressedTensors, Fp8, Awq, Gptq)
-}
+    format.name: format for format in (CompressedTensors, Fp8, Awq, Gptq, Mxfp4)
+} | {Mxfp4.other_name: Mxfp4}
 """By `quant_method` of `quantization_config`; the second argument is whether FP8 becomes int8."""
 
 DESCRIPTIONS: dict[str, Callable[[Any], Description]] = {format.file: format for format in (ModelSlim, GoldenStick)}
