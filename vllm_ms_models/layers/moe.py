@@ -59,9 +59,8 @@ class ExpertNames:
 class Router(Layer):
     """Hidden states `[tokens, hidden]` -> ids int32 and shares float32 of each token's experts, `[tokens, top_k]`.
 
-    Its matrix is never quantized; its logits are float32, with `bias` those with a `{name}.bias`. With
-    `correction_bias` the checkpoint has `{name}.e_score_correction_bias`. ValueError if `routing` does not fit the number
-    of experts.
+    Its matrix is never quantized; its logits are float32. With `bias` the checkpoint has a `{name}.bias` for them, with
+    `correction_bias` a `{name}.e_score_correction_bias`. ValueError if `routing` does not fit the number of experts.
     """
 
     def __init__(
