@@ -157,7 +157,7 @@ def test_long_sequences(
     packed = to_tensor(ref.pack_cache(kernels, cache, dtype), dtype)
     options = (head_size**-0.5, window, None, True)
     chosen = normal(rng, (2 * group,), ms.float32, 6.0) if sinks else None
-    tensor = to_tensor(chosen, ms.float32) if sinks else None
+    tensor = None if chosen is None else to_tensor(chosen, ms.float32)
     got = kernels.paged_attention(to_tensor(query, dtype), packed, paged.tensors(), *options, sinks=tensor)
     want = ref.attention(query, paged, *options, ref.share_error(kernels, dtype), sinks=chosen)
     ref.assert_close(got, want, dtype)

@@ -32,7 +32,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     floats = load_file(source / "model.safetensors")
     config = json.loads((source / "config.json").read_text())
     rng = np.random.default_rng(0)
-    packed = {}
+    packed: dict[str, torch.Tensor] = {}
     for name in [name for name in floats if name.endswith(("gate_up_proj", "down_proj"))]:
         experts, inputs, outputs = floats[name].shape
         blocks = torch.from_numpy(rng.integers(0, 256, (experts, outputs, inputs // 32, 16), np.uint8))

@@ -69,7 +69,7 @@ class StackedMxfp4(StackedFloat):
                 f"{self.inputs}; use another --tensor-parallel-size, or --enable-expert-parallel."
             )
         self.blocks = slice(self.columns.start // BLOCK, self.columns.stop // BLOCK)
-        self.scales = np.zeros(0, np.float32)
+        self.scales = np.zeros((0, 0), np.float32)
 
     def slots(self) -> Iterator[Slot]:
         shape = self.experts, self.outputs, self.inputs // BLOCK
@@ -106,4 +106,4 @@ class StackedMxfp4(StackedFloat):
         self.load(values.reshape(rows, blocks * BLOCK))
 
     def finish(self) -> None:
-        self.scales = np.zeros(0, np.float32)
+        self.scales = np.zeros((0, 0), np.float32)

@@ -1,5 +1,7 @@
 """gpt-oss: sinks, windows in every second layer, experts with biases and a clamped gate, YaRN."""
 
+from typing import Any
+
 from transformers import GptOssConfig
 
 from tests.zoo.family import Family
@@ -13,7 +15,7 @@ YARN = {
     "truncate": False,
     "original_max_position_embeddings": 64,
 }
-SMALL = {
+SMALL: dict[str, Any] = {
     "head_dim": 16,
     "intermediate_size": 64,
     "num_local_experts": 6,
