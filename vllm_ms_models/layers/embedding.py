@@ -46,6 +46,33 @@ class VocabParallelEmbedding(Layer):
         return self.group.all_reduce(self.kernels.embedding(ids, self.weight, self.first_row))
 
 
+class LearnedEmbedding(Layer):
+    """Numbers `[tokens]` -> rows `[tokens, hidden]` of a small table, whole on every rank: positions, token types.
+
+    The table is `[size, hidden]` in the checkpoint; number 0 has row `first`, those before it are not read. A number
+    beyond the last row gives zeros.
+    """
+
+    def __init__(self, name: str, size: int, hidden_size: int, dtype: ms.Type, first: int = 0) -> None:
+        super().__init__()
+        self.name = f"{name}.weight"
+        self.shape = (size, hidden_size)
+        self.rows = slice(first, size)
+        self.kernels = kernels.get()
+        self.weight = self.kernels.new_weight([size - first], hidden_size, dtype)
+
+    def slots(self) -> Iterator[Slot]:
+        for first, rows in pieces(self.rows, self.shape[1]):
+
+            def load(source: np.ndarray, first: int = first) -> None:
+                self.kernels.load_rows(self.weight, 0, first, source)
+
+            yield Slot(self.name, self.shape, load, (rows,))
+
+    def construct(self, numbers: Tensor) -> Tensor:
+        return self.kernels.embedding(numbers, self.weight)
+
+
 class ParallelLMHead(Layer):
     """Hidden states `[rows, hidden]` -> float32 logits `[rows, vocab]`.
 
