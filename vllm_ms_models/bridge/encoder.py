@@ -1,13 +1,15 @@
 """The torch-facing shell round an encoder, which embeds or classifies and keeps no KV cache."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.forward_context import get_forward_context
 
 from vllm_ms_models import registry
 from vllm_ms_models.bridge.model import Shell
+from vllm_ms_models.roberta.config import first_position
 
 if TYPE_CHECKING:
     from vllm_ms_models.checkpoint.index import Checkpoint
@@ -82,3 +84,29 @@ def encoder_shell(architecture: str) -> type[EncoderShell]:
         "__module__": __name__,
     }
     return type(architecture, (EncoderShell,), attributes)
+
+
+def longest(model: ModelConfig) -> int:
+    """How many tokens a sequence of an encoder may have: its learned positions."""
+    config = model.hf_text_config
+    return config.max_position_embeddings - (first_position(config) if "Roberta" in model.architecture else 0)
+
+
+def refusals(vllm_config: VllmConfig) -> Iterator[str]:
+    """One sentence for each thing that was asked for and an encoder has not."""
+    model, dtype = vllm_config.model_config, vllm_config.cache_config.cache_dtype
+    if model.convert_type != "none":
+        yield f"--convert {model.convert_type} is not possible for {model.architecture}, which pools as it is; leave it out."
+    if dtype != "auto":
+        yield f"--kv-cache-dtype {dtype} has no effect on {model.architecture}, which keeps no KV cache; leave it out."
+    asked = model.original_max_model_len
+    if asked is not None and asked > longest(model):
+        yield (
+            f"--max-model-len {asked} is more than the {longest(model)} positions that {model.model} has learned; use "
+            f"{longest(model)} at most."
+        )
+
+
+def limit_length(model: ModelConfig) -> None:
+    """Keep sequences to the learned positions; vLLM counts those of the padding too."""
+    model.max_model_len = min(model.max_model_len, longest(model))

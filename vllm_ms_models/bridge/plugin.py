@@ -33,6 +33,7 @@ def register() -> None:
         ModelRegistry.register_model(architecture, kind(architecture))
     for architecture in registry.DRAFTS:
         ModelRegistry.register_model(architecture, draft_shell(architecture))
+    compat.complete_xlm_roberta_config()
     compat.hide_torch_models([*ours, *registry.DRAFTS])
     register_model_loader("mindspore")(SafetensorsLoader)
     register_model_loader("mindspore_dummy")(DummyLoader)

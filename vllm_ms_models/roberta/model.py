@@ -11,6 +11,7 @@ from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.encoder import Encoder
 from vllm_ms_models.layers.score import DenseScoreHead, ScoreHead
 from vllm_ms_models.registry import register_model
+from vllm_ms_models.roberta.config import first_position
 
 
 @register_model("RobertaModel", "XLMRobertaModel")
@@ -18,7 +19,7 @@ class RobertaModel(Encoder):
     """The encoder by itself; what its own `pooler` makes of the first token is not used to embed."""
 
     def __init__(self, config: Any, context: ModelContext) -> None:
-        super().__init__("", config, context, first_position=config.pad_token_id + 1)
+        super().__init__("", config, context, first_position(config))
 
 
 @register_model("RobertaForSequenceClassification", "XLMRobertaForSequenceClassification")
@@ -26,7 +27,7 @@ class RobertaForSequenceClassification(Encoder):
     """Scores of the first token, by a head of two layers."""
 
     def __init__(self, config: Any, context: ModelContext) -> None:
-        super().__init__("roberta.", config, context, first_position=config.pad_token_id + 1)
+        super().__init__("roberta.", config, context, first_position(config))
 
     @staticmethod
     def head(config: Any, labels: int, dtype: ms.Type) -> DenseScoreHead:
@@ -38,7 +39,7 @@ class RobertaForTokenClassification(Encoder):
     """Scores of every token."""
 
     def __init__(self, config: Any, context: ModelContext) -> None:
-        super().__init__("roberta.", config, context, first_position=config.pad_token_id + 1)
+        super().__init__("roberta.", config, context, first_position(config))
 
     @staticmethod
     def head(config: Any, labels: int, dtype: ms.Type) -> ScoreHead:
