@@ -1,11 +1,12 @@
-"""Decoders that were saved without a head: their tensors get the names that they have in a whole model."""
+"""Decoders that were saved without a head, and encoders: their tensors get the names that they have in a whole model."""
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.checkpoint.checkpoint_files import save_shards
-from vllm_ms_models.checkpoint import of_whole_model, open_checkpoint
+from vllm_ms_models.checkpoint import of_encoder, of_whole_model, open_checkpoint
 
 
 def names(folder: Path, *stored: str) -> list[str]:
@@ -20,3 +21,15 @@ def test_a_decoder_alone_and_its_heads(tmp_path: Path) -> None:
 
 def test_a_whole_model_stays_as_it_is(tmp_path: Path) -> None:
     assert names(tmp_path, "model.norm.weight", "norm.weight") == ["model.norm.weight", "norm.weight"]
+
+
+@pytest.mark.parametrize("stored", ["", "bert.", "roberta.", "model."])
+@pytest.mark.parametrize("wanted", ["", "bert."])
+def test_an_encoder_by_any_prefix(tmp_path: Path, stored: str, wanted: str) -> None:
+    """Its norms may have TensorFlow's names; the heads keep theirs."""
+    inner = ("embeddings.LayerNorm.gamma", "encoder.layer.0.output.LayerNorm.beta", "pooler.dense.bias")
+    heads = {"classifier.dense.weight": np.zeros(2, np.float32), "cls.predictions.bias": np.zeros(2, np.float32)}
+    save_shards(tmp_path, heads | {stored + name: np.zeros(2, np.float32) for name in inner})
+    found = set(of_encoder(open_checkpoint(tmp_path), wanted).tensors)
+    outer = {"embeddings.LayerNorm.weight", "encoder.layer.0.output.LayerNorm.bias", "pooler.dense.bias"}
+    assert found == {wanted + name for name in outer} | set(heads)

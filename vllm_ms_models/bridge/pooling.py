@@ -44,12 +44,25 @@ def make_encoder_pooler(model: ModelConfig, cell: Any) -> "tuple[Pooler, Layer |
         return pooler, None
     from vllm_ms_models.bridge.tensors import DTYPES
 
+    _check_token_types(model)
     head = cell.head(model.hf_config, model.hf_config.num_labels, DTYPES[model.head_dtype])
     classify = _classifier(head)
     if model.architecture.endswith("ForTokenClassification"):
         tokens = pooler_for_token_classify(model.pooler_config, classifier=classify)
         return DispatchPooler({"token_classify": tokens}), head
     return DispatchPooler.for_seq_cls(model.pooler_config, classifier=classify), head
+
+
+def _check_token_types(model: ModelConfig) -> None:
+    """ValueError if a pair's second text has tokens of a type that the model does not know."""
+    types = model.hf_text_config.type_vocab_size
+    if types > 1 or model.skip_tokenizer_init or model.score_type != "cross-encoder":
+        return
+    if "token_type_ids" in getattr(cached_tokenizer_from_config(model), "model_input_names", ()):
+        raise ValueError(
+            f"type_vocab_size in config.json is {types}, but the tokenizer gives the second text of a pair tokens of type "
+            "1; correct config.json, or model_input_names in tokenizer_config.json."
+        )
 
 
 def _classifier(head: "Layer") -> Callable[[torch.Tensor], torch.Tensor]:
