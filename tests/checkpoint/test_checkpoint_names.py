@@ -1,4 +1,4 @@
-"""Decoders that were saved without a head, and encoders: their tensors get the names that they have in a whole model."""
+"""Decoders that were saved without a head, and encoders: their tensors get the names that they have here."""
 
 from pathlib import Path
 

@@ -56,7 +56,24 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 FIRST = {family: next(iter(cases.values())) for family, cases in CASES.items()}
 HEADS = {"sequence": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification}
 
-WORDS = "what is the opposite of hot cold spell cat backwards a t c 12 7 19 - + ? . ##s ##ing".split()
+WORDS = (
+    "what",
+    "is",
+    "the",
+    "opposite",
+    "of",
+    "hot",
+    "cold",
+    "spell",
+    "cat",
+    "12",
+    "19",
+    "+",
+    "?",
+    ".",
+    "##s",
+    "##ing",
+)
 SPECIAL = {"bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]"), "roberta": ("<s>", "<pad>", "</s>", "<unk>")}
 
 

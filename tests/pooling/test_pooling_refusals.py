@@ -20,13 +20,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
                 "use_sliding_window": True,
             }
         },
-        "is_causal=False asks for attention in both directions, which is not supported for Qwen2ForCausalLM with sliding "
-        "windows; leave is_causal out of --hf-overrides, or serve another model.",
+        "is_causal=False asks for attention in both directions, which is not supported for Qwen2ForCausalLM with "
+        "sliding windows; leave is_causal out of --hf-overrides, or serve another model.",
     ),
     "chunks of both directions": (
         {"hf_overrides": {"is_causal": False}, "enable_chunked_prefill": True},
-        "--enable-chunked-prefill is not possible with attention in both directions, which takes whole prompts; leave it "
-        "out.",
+        "--enable-chunked-prefill is not possible with attention in both directions, which takes whole prompts; leave "
+        "it out.",
     ),
     "chunks": (
         {"pooler_config": MEAN, "enable_chunked_prefill": True},
@@ -121,18 +121,18 @@ ENCODER_REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "converted": (
         "bert",
         {"convert": "classify"},
-        "--convert classify is not possible for BertModel, which pools as it is; leave it out.",
+        "--convert classify is not possible: BertModel pools already; leave it out.",
     ),
     "prefix cache": (
         "bert",
         {"enable_prefix_caching": True},
-        "--enable-prefix-caching is not possible with attention in both directions, which takes whole prompts; leave it "
-        "out.",
+        "--enable-prefix-caching is not possible with attention in both directions, which takes whole prompts; leave "
+        "it out.",
     ),
     "other positions": (
         "bert",
         {"hf_overrides": {"position_embedding_type": "relative_key"}},
-        "position_embedding_type 'relative_key' in config.json is not supported; only absolute ones, which are learned.",
+        "position_embedding_type 'relative_key' in config.json is not supported; only absolute, learned ones are.",
     ),
     "a decoder": (
         "bert",

@@ -1,4 +1,4 @@
-"""BERT (Devlin et al., 2019), which most embedding models are: bge, e5, gte, MiniLM; as a classifier, many rerankers."""
+"""BERT (Devlin et al., 2019), which most embedding models are: bge, e5, MiniLM; and, as classifiers, many rerankers."""
 
 from typing import Any
 

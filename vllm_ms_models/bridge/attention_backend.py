@@ -54,7 +54,7 @@ class MetadataBuilder(AttentionMetadataBuilder[Any]):
     ) -> CacheView | RaggedSequences:
         common = common_attn_metadata
         if isinstance(self.kv_cache_spec, EncoderOnlyAttentionSpec):
-            return RaggedSequences.of(np.diff(common.query_start_loc_cpu.numpy()))
+            return RaggedSequences.of(np.diff(common.query_start_loc_cpu.numpy()).tolist())
         tokens = common.num_actual_tokens
         sequences = PagedSequences(
             query_start=to_mindspore(common.query_start_loc),
@@ -163,7 +163,7 @@ class CachedLatentLayer(AttentionLayerBase):
 
 
 class UncachedLayer(AttentionLayerBase):
-    """What vLLM sees of all layers of an encoder, which keeps no cache: that they want to know the batch's sequences."""
+    """What vLLM sees of all layers of an encoder: they keep no cache, but want to know the batch's sequences."""
 
     num_heads = 0
 
@@ -189,8 +189,8 @@ def attend_both_ways(model: Cell, architecture: str) -> None:
         if isinstance(cell, LatentAttention) or (isinstance(cell, Attention) and cell.window is not None):
             kind = "sliding windows" if isinstance(cell, Attention) else "latent attention"
             raise ValueError(
-                f"is_causal=False asks for attention in both directions, which is not supported for {architecture} with "
-                f"{kind}; leave is_causal out of --hf-overrides, or serve another model."
+                f"is_causal=False asks for attention in both directions, which is not supported for {architecture} "
+                f"with {kind}; leave is_causal out of --hf-overrides, or serve another model."
             )
         if isinstance(cell, Attention):
             cell.causal = False

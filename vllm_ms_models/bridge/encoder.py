@@ -96,7 +96,7 @@ def refusals(vllm_config: VllmConfig) -> Iterator[str]:
     """One sentence for each thing that was asked for and an encoder has not."""
     model, dtype = vllm_config.model_config, vllm_config.cache_config.cache_dtype
     if model.convert_type != "none":
-        yield f"--convert {model.convert_type} is not possible for {model.architecture}, which pools as it is; leave it out."
+        yield f"--convert {model.convert_type} is not possible: {model.architecture} pools already; leave it out."
     if dtype != "auto":
         yield f"--kv-cache-dtype {dtype} has no effect on {model.architecture}, which keeps no KV cache; leave it out."
     asked = model.original_max_model_len

@@ -60,8 +60,8 @@ def _check_token_types(model: ModelConfig) -> None:
         return
     if "token_type_ids" in getattr(cached_tokenizer_from_config(model), "model_input_names", ()):
         raise ValueError(
-            f"type_vocab_size in config.json is {types}, but the tokenizer gives the second text of a pair tokens of type "
-            "1; correct config.json, or model_input_names in tokenizer_config.json."
+            f"type_vocab_size in config.json is {types}, but the tokenizer gives the second text of a pair tokens of "
+            "type 1; correct config.json, or model_input_names in tokenizer_config.json."
         )
 
 

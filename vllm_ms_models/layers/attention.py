@@ -11,8 +11,8 @@ class Attention(Layer):
     """Scaled dot-product attention of one layer, with grouped KV heads, sliding window and soft cap.
 
     `name` is unique and holds the layer's number; under it the cache manager knows the layer. `cache` is bound to it
-    before the first batch. `window` counts the tokens a position sees, itself included. Unless it is `causal`, a position
-    sees the whole sequence, which must then be in one batch; that is decided before the first one, too.
+    before the first batch. `window` counts the tokens a position sees, itself included. Unless it is `causal`, a
+    position sees the whole sequence, which must then be in one batch; that is decided before the first one, too.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The encoder of BERT (Devlin et al., 2019), which RoBERTa shares: embeddings, then layers that normalise after they add."""
+"""The encoder of BERT (Devlin et al., 2019), which RoBERTa shares: embeddings, then layers that add, then normalise."""
 
 from typing import Any
 
@@ -80,7 +80,7 @@ class Encoder(Layer):
     """
 
     # Of the checkpoint: the numbers 0, 1, 2, ..., and the heads of other tasks.
-    ignored = ("*embeddings.position_ids", "*pooler.*", "cls.*", "lm_head.*")
+    ignored: tuple[str, ...] = ("*embeddings.position_ids", "*pooler.*", "cls.*", "lm_head.*")
 
     def __init__(self, prefix: str, config: Any, context: ModelContext, first_position: int = 0) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def check_config(config: Any) -> None:
     kind = getattr(config, "position_embedding_type", None) or "absolute"
     if kind != "absolute":
         raise ValueError(
-            f"position_embedding_type {kind!r} in config.json is not supported; only absolute ones, which are learned."
+            f"position_embedding_type {kind!r} in config.json is not supported; only absolute, learned ones are."
         )
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         raise ValueError("is_decoder and add_cross_attention in config.json are not supported: serve an encoder.")
