@@ -20,8 +20,9 @@ from tests.layer_testing import (
     sizes,
     token_counts,
 )
+from vllm_ms_models.bridge.tensors import DTYPES
 from vllm_ms_models.distributed.group import Group
-from vllm_ms_models.layers.embedding import ParallelLMHead, VocabParallelEmbedding, vocabulary_rows
+from vllm_ms_models.layers.embedding import LearnedEmbedding, ParallelLMHead, VocabParallelEmbedding, vocabulary_rows
 
 ranks = st.integers(1, 4)
 vocabularies = st.one_of(st.integers(1, 20), st.sampled_from((97, 130, 211)))
@@ -35,6 +36,18 @@ def test_every_row_has_one_owner(vocabulary, size):
     (stored,) = {stored for _, stored in shares}
     assert (stored - 1) * size < vocabulary <= stored * size
     assert all(rows.start == min(rank * stored, vocabulary) for rank, (rows, _) in enumerate(shares))
+
+
+@examples
+@given(seeds, dtypes, st.integers(0, 6), st.integers(7, 30), token_counts, sizes)
+def test_learned_embedding(seed, dtype, first, size, tokens, hidden):
+    """Numbers count from row `first`; there are zeros beyond the last row."""
+    weight = normal(seed, size, hidden, dtype=dtype)
+    cell = LearnedEmbedding("positions", size, hidden, DTYPES[dtype], first)
+    load(cell, {"positions.weight": weight})
+    numbers = torch.randint(size - first + 2, (tokens,), generator=torch.Generator().manual_seed(seed))
+    wanted = torch.cat((weight[first:], torch.zeros(2, hidden, dtype=dtype)))[numbers]
+    assert torch.equal(call(cell, numbers), wanted)
 
 
 @examples

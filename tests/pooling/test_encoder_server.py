@@ -95,3 +95,15 @@ def test_classes(judge: tuple[Server, torch.nn.Module]) -> None:
             model(**tokenizer("bert")(answer, return_tensors="pt")).logits[0].double().numpy() for answer in ANSWERS
         ]
     close([item["probs"] for item in classes], [sigmoid(row) for row in rows])
+
+
+@pytest.mark.slow
+def test_data_parallel_ranks() -> None:
+    """Two engines; then one text, while the other engine has none."""
+    model = encoder("xlm_roberta", **FIRST["xlm_roberta"])
+    folder = sentence_transformer(save_encoder(model), "mean_tokens", normalize=True)
+    with serve(folder, *OPTIONS, "--data-parallel-size", "2", seconds=400) as server:
+        for texts in (TEXTS * 4, TEXTS[:1]):
+            answer = server.client.embeddings.create(model="tiny", input=texts)
+            for item, text in zip(answer.data, texts, strict=True):
+                check(item.embedding, embedded(model, text))

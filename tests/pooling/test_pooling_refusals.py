@@ -113,6 +113,11 @@ ENCODER_REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"max_model_len": 89},
         "--max-model-len 89 is more than the 88 positions that ",
     ),
+    "no positions": (
+        "roberta",
+        {"hf_overrides": {"pad_token_id": 89}},
+        " leaves no position to text: max_position_embeddings is 90, pad_token_id 89; correct it.",
+    ),
     "int8 cache": (
         "bert",
         {"kv_cache_dtype": "int8_per_token_head"},

@@ -100,7 +100,13 @@ def refusals(vllm_config: VllmConfig) -> Iterator[str]:
     if dtype != "auto":
         yield f"--kv-cache-dtype {dtype} has no effect on {model.architecture}, which keeps no KV cache; leave it out."
     asked = model.original_max_model_len
-    if asked is not None and asked > longest(model):
+    if longest(model) < 1:
+        config = model.hf_text_config
+        yield (
+            f"config.json of {model.model} leaves no position to text: max_position_embeddings is "
+            f"{config.max_position_embeddings}, pad_token_id {config.pad_token_id}; correct it."
+        )
+    elif asked is not None and asked > longest(model):
         yield (
             f"--max-model-len {asked} is more than the {longest(model)} positions that {model.model} has learned; use "
             f"{longest(model)} at most."
