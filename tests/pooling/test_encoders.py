@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from tests.cli.quantizing import quantize
 from tests.engines import engine
 from tests.pooling.encoders import (
     CASES,
@@ -283,3 +284,18 @@ def test_a_decoder_in_both_directions(family: str, pooling: str) -> None:
     with engine(folder, pooler_config={"pooling_type": pooling}, **OPTIONS) as llm:
         for found, row in zip(embeddings(llm, given), wanted, strict=True):
             check(found, normalized(row))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["--scheme", "w8a8-dynamic"], ["--scheme", "w8a8-static", "calibrated"]], ids=str)
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_quantized_here(family: str, options: list[str], tmp_path: Path) -> None:
+    """`vllm-ms quantize`: the vectors hardly turn. Rounding to 8 bits is off by 1/254 of the largest value at most."""
+    model = encoder(family, **FIRST[family])
+    given = prompts(model)
+    calibrated = options[-1] == "calibrated"
+    folder = quantize(save_encoder(model), tmp_path / "out", *options[:2], calibrated=calibrated)
+    with engine(folder, **SERVED) as llm:
+        for found, prompt in zip(embeddings(llm, given), given, strict=True):
+            cosine = found @ normalized(hidden(model, prompt)[0])
+            assert 0.995 < cosine < 0.99999

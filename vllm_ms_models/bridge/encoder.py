@@ -86,10 +86,14 @@ def encoder_shell(architecture: str) -> type[EncoderShell]:
     return type(architecture, (EncoderShell,), attributes)
 
 
+def learned_positions(architecture: str, config: Any) -> int:
+    """How many tokens a sequence of an encoder may have; `config` is transformers'."""
+    return config.max_position_embeddings - (first_position(config) if "Roberta" in architecture else 0)
+
+
 def longest(model: ModelConfig) -> int:
-    """How many tokens a sequence of an encoder may have: its learned positions."""
-    config = model.hf_text_config
-    return config.max_position_embeddings - (first_position(config) if "Roberta" in model.architecture else 0)
+    """The same of vLLM's configuration."""
+    return learned_positions(model.architecture, model.hf_text_config)
 
 
 def refusals(vllm_config: VllmConfig) -> Iterator[str]:
