@@ -68,8 +68,9 @@ def test_embeddings(family: str, case: str, pooling: str) -> None:
             check(found, normalized(pooled(hidden(model, prompt), pooling)))
 
 
+@pytest.mark.slow  # quick in 16 bits
 @pytest.mark.feature("embeddings of tokens")
-@pytest.mark.parametrize("family", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[1:])])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_embeddings_of_tokens(family: str) -> None:
     model = encoder(family, **FIRST[family])
     given = prompts(model)
