@@ -28,7 +28,7 @@ test: ## the quick tests; ARGS="-k name" picks
 	@$(bin)/python -m pytest $(ARGS)
 
 test-all: ## every test, the slow ones too
-	@scripts/setup.sh test
+	@scripts/setup.sh test test-weights
 	@$(bin)/python -m pytest -m "" $(ARGS)
 
 fuzz: ## hostile input, 100,000 of each kind; ARGS="--targets headers rope", "--inputs 1000" and others go to tests/fuzz

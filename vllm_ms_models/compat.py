@@ -8,6 +8,8 @@
    MindSpore 2.10.0; goes when it leaves the variable alone.
 4. `ModelRegistry.models`: vLLM offers and tries its torch models too, which cannot run on this platform; taken out, its
    own refusal lists what can. In vLLM 0.32.0; goes when a platform can say which architectures it has.
+5. `XLMRobertaConfig.position_embedding_type`: vLLM reads it, transformers 5 no longer has or writes it, so that
+   models saved by it cannot be served (AttributeError). In vLLM 0.32.0; goes when vLLM asks whether it is there.
 """
 
 import contextlib
@@ -32,6 +34,14 @@ def hide_torch_models(ours: Collection[str]) -> None:
 
     for architecture in set(ModelRegistry.get_supported_archs()) - set(ours):
         del ModelRegistry.models[architecture]
+
+
+def complete_xlm_roberta_config() -> None:
+    """Give the config the kind of positions that models have whose config.json names none."""
+    from transformers import XLMRobertaConfig
+
+    if not hasattr(XLMRobertaConfig, "position_embedding_type"):
+        XLMRobertaConfig.position_embedding_type = "absolute"
 
 
 @contextlib.contextmanager

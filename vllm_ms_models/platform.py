@@ -127,9 +127,12 @@ class MindSporePlatform(CpuPlatform):
 def _choose(vllm_config: "VllmConfig") -> None:
     from vllm.config import CompilationMode, CUDAGraphMode
 
+    from vllm_ms_models.bridge import encoder
     from vllm_ms_models.bridge.loader import LOAD_FORMATS
     from vllm_ms_models.bridge.refusals import WORKER
 
+    if vllm_config.model_config.architecture in registry.ENCODERS:
+        encoder.limit_length(vllm_config.model_config)
     parallel = vllm_config.parallel_config
     if parallel.worker_cls == "auto":
         parallel.worker_cls = WORKER

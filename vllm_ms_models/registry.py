@@ -14,6 +14,9 @@ ENTRY_POINT_GROUP = "vllm_ms_models.models"
 
 # Architecture (config.json's "architectures") -> the module whose import registers it.
 BUILT_IN = {
+    "BertForSequenceClassification": "vllm_ms_models.bert.model",
+    "BertForTokenClassification": "vllm_ms_models.bert.model",
+    "BertModel": "vllm_ms_models.bert.model",
     "DeepseekV2ForCausalLM": "vllm_ms_models.deepseek_v3.model",
     "DeepseekV3ForCausalLM": "vllm_ms_models.deepseek_v3.model",
     "Gemma2ForCausalLM": "vllm_ms_models.gemma2.model",
@@ -27,10 +30,20 @@ BUILT_IN = {
     "Qwen2ForCausalLM": "vllm_ms_models.qwen2.model",
     "Qwen3ForCausalLM": "vllm_ms_models.qwen3.model",
     "Qwen3MoeForCausalLM": "vllm_ms_models.qwen3_moe.model",
+    "RobertaForSequenceClassification": "vllm_ms_models.roberta.model",
+    "RobertaForTokenClassification": "vllm_ms_models.roberta.model",
+    "RobertaModel": "vllm_ms_models.roberta.model",
+    "XLMRobertaForSequenceClassification": "vllm_ms_models.roberta.model",
+    "XLMRobertaForTokenClassification": "vllm_ms_models.roberta.model",
+    "XLMRobertaModel": "vllm_ms_models.roberta.model",
 }
 
 # Those of BUILT_IN that embed or classify and generate no text.
-ENCODERS: frozenset[str] = frozenset()
+ENCODERS: frozenset[str] = frozenset(
+    family + end
+    for family in ("Bert", "Roberta", "XLMRoberta")
+    for end in ("Model", "ForSequenceClassification", "ForTokenClassification")
+)
 
 # The same for layers that propose tokens to a model and cannot be served by themselves. The names are vLLM's.
 DRAFTS = {"DeepSeekMTPModel": "vllm_ms_models.deepseek_v3.mtp"}

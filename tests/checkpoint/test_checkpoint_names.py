@@ -1,11 +1,12 @@
-"""Decoders that were saved without a head: their tensors get the names that they have in a whole model."""
+"""Decoders that were saved without a head, and encoders: their tensors get the names that they have here."""
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.checkpoint.checkpoint_files import save_shards
-from vllm_ms_models.checkpoint import of_whole_model, open_checkpoint, with_wanted_names
+from vllm_ms_models.checkpoint import of_encoder, of_whole_model, open_checkpoint, with_wanted_names
 
 
 def names(folder: Path, *stored: str) -> list[str]:
@@ -32,3 +33,15 @@ def test_names_that_are_wanted(tmp_path: Path) -> None:
         (["transformer.norm.weight"], ["decoder.norm.weight", "lm_head.weight"]),
     ):
         assert sorted(with_wanted_names(stored, wanted).tensors) == found
+
+
+@pytest.mark.parametrize("stored", ["", "bert.", "roberta.", "model."])
+@pytest.mark.parametrize("wanted", ["", "bert."])
+def test_an_encoder_by_any_prefix(tmp_path: Path, stored: str, wanted: str) -> None:
+    """Its norms may have TensorFlow's names; the heads keep theirs."""
+    inner = ("embeddings.LayerNorm.gamma", "encoder.layer.0.output.LayerNorm.beta", "pooler.dense.bias")
+    heads = {"classifier.dense.weight": np.zeros(2, np.float32), "cls.predictions.bias": np.zeros(2, np.float32)}
+    save_shards(tmp_path, heads | {stored + name: np.zeros(2, np.float32) for name in inner})
+    found = set(of_encoder(open_checkpoint(tmp_path), wanted).tensors)
+    outer = {"embeddings.LayerNorm.weight", "encoder.layer.0.output.LayerNorm.bias", "pooler.dense.bias"}
+    assert found == {wanted + name for name in outer} | set(heads)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import tempfile
 import zlib
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ def linears(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and ".layers." in f".{name}"
+        if isinstance(module, torch.nn.Linear) and re.search(r"\.layers?\.", f".{name}")
     }
 
 
@@ -105,7 +106,7 @@ def write_model(
     ranges = input_ranges(model, prompts)
     tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     if model.config.tie_word_embeddings:
-        del tensors["lm_head.weight"]
+        tensors.pop("lm_head.weight", None)
     description = dict.fromkeys(tensors, "FLOAT")
     written = {}
     for name, module in linears(model).items():

@@ -8,7 +8,7 @@ from vllm import envs
 from vllm.config import ModelConfig, ParallelConfig, VllmConfig
 
 from vllm_ms_models import registry
-from vllm_ms_models.bridge import lora, quantization, sentence_transformers, speculation
+from vllm_ms_models.bridge import encoder, lora, quantization, sentence_transformers, speculation
 from vllm_ms_models.bridge.loader import LOAD_FORMATS
 from vllm_ms_models.checkpoint.errors import CheckpointError
 
@@ -87,13 +87,11 @@ def _pooling(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
     if vllm_config.speculative_config is not None:
         yield "--speculative-config is not possible with --runner pooling, which generates no tokens; leave it out."
     yield from sentence_transformers.refusals(model)
-    if model.attn_type == "encoder_only":
-        yield (
-            "is_causal=False asks for attention in both directions, which is not supported yet: serve a model that "
-            "reads from left to right, or leave is_causal out of --hf-overrides."
-        )
-        return
+    if model.architecture in registry.ENCODERS:
+        yield from encoder.refusals(vllm_config)
     kinds = f"{model.pooler_config.seq_pooling_type} and {model.pooler_config.tok_pooling_type} pooling"
+    if model.attn_type == "encoder_only":
+        kinds = "attention in both directions"
     if vllm_config.scheduler_config.enable_chunked_prefill and not model.is_chunked_prefill_supported:
         yield f"--enable-chunked-prefill is not possible with {kinds}, which takes whole prompts; leave it out."
     if vllm_config.cache_config.enable_prefix_caching and not model.is_prefix_caching_supported:
