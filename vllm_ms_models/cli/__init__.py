@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 def parser() -> argparse.ArgumentParser:
     """Every subcommand with its options; a subcommand's function is in `run`."""
-    from vllm_ms_models.cli import quantize
+    from vllm_ms_models.cli import listing, quantize
 
     top = argparse.ArgumentParser(prog="vllm-ms", description="Tools for models that vLLM serves with MindSpore.")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    listing.add_to(commands)
     quantize.add_to(commands)
     return top
 
