@@ -1,4 +1,4 @@
-"""`vllm-ms doctor` says of a model what vLLM's engine then does: it loads with that much room, or ends in a sentence."""
+"""`vllm-ms doctor` says of a model what vLLM's engine then does: it loads with that much room, or ends so."""
 
 import json
 import os

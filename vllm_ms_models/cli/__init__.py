@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 def parser() -> argparse.ArgumentParser:
     """Every subcommand with its options; a subcommand's function is in `run` and may return an exit code."""
-    from vllm_ms_models.cli import doctor, listing, quantize
+    from vllm_ms_models.cli import doctor, listing, quantize, verify
 
     top = argparse.ArgumentParser(prog="vllm-ms", description="Tools for models that vLLM serves with MindSpore.")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     listing.add_to(commands)
     doctor.add_to(commands)
+    verify.add_to(commands)
     quantize.add_to(commands)
     return top
 
