@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 def parser() -> argparse.ArgumentParser:
     """Every subcommand with its options; a subcommand's function is in `run` and may return an exit code."""
-    from vllm_ms_models.cli import doctor, listing, quantize, verify
+    from vllm_ms_models.cli import doctor, listing, new_model, quantize, verify
 
     top = argparse.ArgumentParser(prog="vllm-ms", description="Tools for models that vLLM serves with MindSpore.")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     listing.add_to(commands)
     doctor.add_to(commands)
     verify.add_to(commands)
+    new_model.add_to(commands)
     quantize.add_to(commands)
     return top
 

@@ -20,7 +20,7 @@ from vllm_ms_models.cli.verify.runs import ours, theirs
 TEXTS = (
     "The capital of France is",
     "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
-    "Once upon a time, in a village by the sea, there lived an old clockmaker who had never once been late. One morning",
+    "Once upon a time, in a village by the sea, there lived a clockmaker who had never once been late. One morning",
 )
 LENGTHS = (3, 20, 60)  # of built-in prompts for a model without a tokenizer
 ADVICE = "verify the model in floats that it was made from"
@@ -68,8 +68,8 @@ def _prompts(source: Source, texts: list[str], tokens: list[list[int]], new: int
             raise ValueError(f"A prompt of the tokens {prompt[:8]} is empty or not in the vocabulary; give another.")
         if most is not None and len(prompt) + new + 1 > most:
             raise ValueError(
-                f"A prompt of {len(prompt)} tokens, with {new} more (--max-tokens), is longer than the {most} positions "
-                "of the model; give a shorter one."
+                f"A prompt of {len(prompt)} tokens, with {new} more (--max-tokens), is longer than the {most} "
+                "positions of the model; give a shorter one."
             )
     return found
 

@@ -15,7 +15,7 @@ EMBEDDINGS = "embeddings"
 
 @dataclass(frozen=True)
 class Run:
-    """Of one prompt. `tokens` were chosen one after another, the most likely each time, by `logprobs` `[tokens, vocab]`.
+    """Of one prompt. `tokens` were chosen one after another, the most likely ones by `logprobs` `[tokens, vocab]`.
 
     `stations` are the hidden states `[prompt and tokens but the last, hidden]`, float32, that go into the first layer
     (EMBEDDINGS) and come out of each layer, residual included; empty where the layers were not found.
