@@ -22,7 +22,7 @@ SOUND = [
     for name, family in families().items()
     if family.publish is None and set(family.architectures) <= set(registry.BUILT_IN) - registry.ENCODERS
 ]
-QUICK = ("qwen2", "deepseek_v3")
+QUICK = ("qwen2",)
 
 
 def verified(capsys: pytest.CaptureFixture[str], folder: Path, *options: str) -> tuple[int, dict[str, Any]]:

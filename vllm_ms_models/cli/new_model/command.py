@@ -80,9 +80,8 @@ def with_entry(text: str, architecture: str, module: str) -> str:
     start = lines.index("BUILT_IN = {") + 1
     end = lines.index("}", start)
     line = f'    "{architecture}": "{module}",'
-    at = next(
-        (number for number in range(start, end) if lines[number].startswith('    "') and lines[number] > line), end
-    )
+    later = (number for number in range(start, end) if lines[number].startswith('    "') and lines[number] > line)
+    at = next(later, end)
     return "\n".join([*lines[:at], line, *lines[at:]]) + "\n"
 
 

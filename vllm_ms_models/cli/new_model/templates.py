@@ -91,7 +91,7 @@ if __name__ == "__main__":
 
 def test(architecture: str) -> str:
     """The parity test of a package of its own."""
-    return f'''"""{architecture} against transformers: the same tokens, log-probabilities and hidden states after each layer."""
+    return f'''"""{architecture} against transformers: the same tokens, and the same hidden states after each layer."""
 
 from pathlib import Path
 from typing import Any

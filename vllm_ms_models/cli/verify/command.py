@@ -39,8 +39,8 @@ def verify(options: argparse.Namespace) -> int:
     other = theirs(source.folder, prompts, [run.tokens for run in mine], options.dtype)
     tolerance = TOLERANCE[options.dtype] if options.tolerance is None else options.tolerance
     found = [
-        compare(len(prompt), *runs, tolerance, LOGPROB_TOLERANCE[options.dtype])
-        for prompt, *runs in zip(prompts, mine, other, strict=True)
+        compare(len(prompt), here, there, tolerance, LOGPROB_TOLERANCE[options.dtype])
+        for prompt, here, there in zip(prompts, mine, other, strict=True)
     ]
     equal = all(one.equal for one in found)
     if options.json:

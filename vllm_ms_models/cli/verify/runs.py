@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import new_class
 from typing import Any
 
 import torch
@@ -105,12 +106,14 @@ def _observe(cell: Any, method: str, note: Callable[[tuple[Any, ...], Any], obje
         note((*kept, *arguments[1:]), result)
         return result
 
-    object.__setattr__(cell, "__class__", type(kind)(kind.__name__, (kind,), {method: observed}))
+    object.__setattr__(
+        cell, "__class__", new_class(kind.__name__, (kind,), {}, lambda body: body.update({method: observed}))
+    )
 
 
 def _noting(stations: dict[str, torch.Tensor], number: int) -> Callable[[tuple[Any, ...], Any], None]:
     def note(arguments: tuple[Any, ...], result: Any) -> None:
-        if number == 0:
+        if number == 0 and arguments:
             stations[EMBEDDINGS] = arguments[0]
         parts = result if isinstance(result, tuple) else (result,)
         # A layer hands on hidden states and the residual that the next norm adds to them (layers/decoder.py).
