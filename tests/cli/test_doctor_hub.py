@@ -29,10 +29,10 @@ def hub(folder: Path) -> Iterator[tuple[str, list[int]]]:
     sent: list[int] = []
 
     class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:  # noqa: N802 (the library's name)
+        def do_HEAD(self) -> None:
             self.do_GET()
 
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             file = re.fullmatch(rf"/{NAME}/resolve/[^/]+/(.+)", path)
             if file is not None:
@@ -86,9 +86,7 @@ def hub(folder: Path) -> Iterator[tuple[str, list[int]]]:
 
 @pytest.mark.slow
 def test_a_model_on_the_hub(tmp_path: Path) -> None:
-    folder = checkpoint(
-        "llama", vocab_size=4099, hidden_size=128
-    )  # 5 MB: more than the piece that a header is sought in
+    folder = checkpoint("llama", vocab_size=4099, hidden_size=128)
     here = judged(folder, tmp_path)
     with hub(folder) as (address, sent):
         there = judged(NAME, tmp_path, HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"))

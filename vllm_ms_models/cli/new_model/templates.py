@@ -142,7 +142,7 @@ def next_steps(name: str, known: bool, inside: bool, root: Path) -> str:
     if not known:
         lines.append("transformers has no such model: correct the name of the config's class in the tests.")
     if inside:
-        lines += [f"Next: change vllm_ms_models/{name}/model.py; `pytest tests/zoo -k {name}`; `make docs`."]
+        lines += [f'Next: change vllm_ms_models/{name}/model.py; `pytest -m "" tests/zoo -k {name}`; `make docs`.']
     else:
         lines += [f"Next, in {root}: `pip install -e .`; `python tiny.py checkpoint`; `vllm-ms doctor checkpoint`."]
     return "\n".join(lines)
