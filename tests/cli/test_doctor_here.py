@@ -102,6 +102,7 @@ def test_versions(package: str, version: str | None, sentence: str | None, monke
     assert problem is None if sentence is None else sentence in (problem or "")
 
 
+@pytest.mark.slow
 def test_a_broken_place_is_said_before_the_model() -> None:
     words = [sys.executable, "-m", "vllm_ms_models.cli", "doctor", "nowhere"]
     env = {**os.environ, "VLLM_PLUGINS": "mindspore"}

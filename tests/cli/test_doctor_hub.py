@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,10 +99,10 @@ def test_a_model_on_the_hub(tmp_path: Path) -> None:
     assert "someone/else" in " ".join(missing["problems"])
 
 
-def judged(model: str | Path, folder: Path, **env: str) -> dict[str, object]:
+def judged(model: str | Path, folder: Path, **env: str) -> dict[str, Any]:
     words = [sys.executable, "-m", "vllm_ms_models.cli", "doctor", str(model), "--json"]
     options = ["--skip-tokenizer-init", "--max-model-len", "128", "--max-num-seqs", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
     run = subprocess.run([*words, *options], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    found: dict[str, object] = json.loads(run.stdout[run.stdout.index("{\n") :])["model"]
+    found: dict[str, Any] = json.loads(run.stdout[run.stdout.index("{\n") :])["model"]
     return found
