@@ -64,7 +64,7 @@ def _model(name: str | None, verdict: "Verdict | None") -> Iterator[str]:
         return
     yield from _columns(list(_rows(verdict)) or [("model", "not read")])
     yield from (f"  note: {note}" for note in verdict.notes)
-    yield from (f"  refused: {problem}" for problem in verdict.problems)
+    yield from (f"  refused: {' '.join(problem.split())}" for problem in verdict.problems)  # some have several lines
     yield "  It would load." if verdict.loads else "  It would not load."
 
 
