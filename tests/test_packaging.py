@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import vllm_ms_models
+from vllm_ms_models.cli.doctor.environment import TORCH
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -57,6 +58,7 @@ def test_setup_script_installs_the_declared_versions():
     for name in ("vllm", "mindspore"):
         (stated,) = re.findall(rf"{name.upper()}=([\d.]+)", script.split("VLLM_VERSION_OVERRIDE")[0])
         assert f"{name}=={stated}" in PROJECT["dependencies"]
+    assert re.findall(r"TORCH=([\d.]+)", script)[0] == TORCH
 
 
 def test_wheel_holds_the_sources(tmp_path):

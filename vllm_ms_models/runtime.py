@@ -50,8 +50,8 @@ def device() -> str:
     return "cpu"
 
 
-def start(dtype: str) -> None:
-    """Set MindSpore up in this process, choose the kernels and log one line. `dtype` is only reported."""
+def start_mindspore() -> str:
+    """Set MindSpore up in this process, without kernels. Returns the device."""
     require_mindspore()
     target = device()
     import mindspore as ms
@@ -60,6 +60,14 @@ def start(dtype: str) -> None:
     ms.runtime.launch_blocking()  # direct kernel calls must never race with queued operators
     compat.restore_thread_limit()
     compat.absorb_numpy_warning()
+    return target
+
+
+def start(dtype: str) -> None:
+    """Set MindSpore up in this process, choose the kernels and log one line. `dtype` is only reported."""
+    target = start_mindspore()
+    import mindspore as ms
+
     from vllm_ms_models import kernels
 
     kernels.use(kernels.choose(target))

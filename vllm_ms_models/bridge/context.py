@@ -12,11 +12,16 @@ from vllm_ms_models.quantization.base import Quantization, Unquantized
 from vllm_ms_models.quantization.schemes import FromCheckpoint
 
 
+def unnamed_prefix(model_config: ModelConfig) -> str:
+    """What the modules of this model have before the names that its checkpoint's description has for them."""
+    # A decoder saved without a head calls its modules and tensors so (checkpoint/names.py).
+    return PREFIX if model_config.architectures[0].endswith("Model") else ""
+
+
 def model_context(vllm_config: VllmConfig, model_config: ModelConfig) -> ModelContext:
     """For `model_config`, which is that of `vllm_config` or of its draft."""
     format = checkpoint_format(vllm_config, model_config)
-    # A decoder saved without a head calls its modules and tensors so (checkpoint/names.py).
-    prefix = PREFIX if model_config.architectures[0].endswith("Model") else ""
+    prefix = unnamed_prefix(model_config)
     quantization: Quantization = Unquantized() if format is None else FromCheckpoint(format, prefix)
     return ModelContext(
         dtype=DTYPES[model_config.dtype],

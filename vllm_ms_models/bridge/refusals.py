@@ -18,6 +18,28 @@ EXECUTORS = (None, "mp", "uni")  # and Ray's
 BLOCK_MULTIPLE = 16  # the CPU kernels keep the positions of a cache block in panels of 16
 
 
+class RefusalError(ValueError):
+    """What was asked for cannot be served. Its text is the first of `sentences`, which are all that is known."""
+
+    def __init__(self, sentences: list[str]) -> None:
+        super().__init__(sentences[0])
+        self.sentences = sentences
+
+
+def check(vllm_config: VllmConfig) -> None:
+    """RefusalError, or UnsupportedArchitectureError, if anything was asked for that cannot be served."""
+    found = []
+    try:
+        for sentence in refusals(vllm_config):
+            found.append(sentence)  # what was found is kept when a later one raises
+    except ValueError as error:
+        if not found:
+            raise
+        found.append(str(error))
+    if found:
+        raise RefusalError(found)
+
+
 def refusals(vllm_config: VllmConfig) -> Iterator[str]:
     """One sentence for each thing that was asked for and cannot be served."""
     yield from _loading(vllm_config)
