@@ -17,6 +17,7 @@ LENGTH = 16000  # tokens that each asks for: minutes
 ANSWERED = 5  # events of a client that is certainly being answered
 
 BODY = {"model": "tiny", "prompt": [3, 5, 7], "max_tokens": LENGTH, "ignore_eos": True, "stream": True}
+BODY |= {"stream_options": {"include_usage": True}}
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Outcome:
 
     events: int = 0  # with tokens
     finish: str | None = None  # the server's finish_reason
+    tokens: int = 0  # that the server counts at the end of a whole answer
     error: str | None = None  # in the stream, as a status, or of the connection
     ended: float = 0.0  # time.monotonic(), the same clock in all processes
 
@@ -34,9 +36,16 @@ class Outcome:
             event: dict[str, Any] = json.loads(line.removeprefix("data: "))
             if "error" in event:
                 self.error = json.dumps(event["error"])
-            else:
+            elif event["choices"]:
                 self.events += 1
                 self.finish = event["choices"][0]["finish_reason"] or self.finish
+            else:
+                self.tokens = event["usage"]["completion_tokens"]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the client has all that it asked for."""
+        return self.finish == "length" and self.tokens == LENGTH
 
     @property
     def knows(self) -> bool:

@@ -88,7 +88,9 @@ def end_under_load(server: Server, kind: str, number: int, limit: float, nodes: 
         assert not left, server.log[-4000:]
         outcomes = crowd.outcomes(max(1.0, start + limit - time.monotonic()))
     check_report(server, kind, number)
-    assert all(outcome.knows for outcome in outcomes), outcomes
+    # On a busy machine an answer may be whole by then: clients read on after the server has written the last token.
+    assert any(outcome.knows for outcome in outcomes), outcomes
+    assert all(outcome.knows or outcome.whole for outcome in outcomes), outcomes
     assert max(outcome.ended for outcome in outcomes) - start < limit
     check_port(server.port)
     if nodes is None:  # Ray kills the processes that would remove the names of its ranks
