@@ -17,15 +17,20 @@ BUILT_IN = {
     "DeepseekV2ForCausalLM": "vllm_ms_models.deepseek_v3.model",
     "DeepseekV3ForCausalLM": "vllm_ms_models.deepseek_v3.model",
     "LlamaForCausalLM": "vllm_ms_models.llama.model",
+    "LlavaForConditionalGeneration": "vllm_ms_models.llava.model",
     "MistralForCausalLM": "vllm_ms_models.llama.model",
     "MixtralForCausalLM": "vllm_ms_models.mixtral.model",
     "Qwen2ForCausalLM": "vllm_ms_models.qwen2.model",
+    "Qwen2_5_VLForConditionalGeneration": "vllm_ms_models.qwen2_5_vl.model",
     "Qwen3ForCausalLM": "vllm_ms_models.qwen3.model",
     "Qwen3MoeForCausalLM": "vllm_ms_models.qwen3_moe.model",
 }
 
 # Those of BUILT_IN that embed or classify and generate no text.
 ENCODERS: frozenset[str] = frozenset()
+
+# Those of BUILT_IN that read images or video besides text.
+MULTIMODAL = frozenset({"LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"})
 
 # The same for layers that propose tokens to a model and cannot be served by themselves. The names are vLLM's.
 DRAFTS = {"DeepSeekMTPModel": "vllm_ms_models.deepseek_v3.mtp"}

@@ -50,7 +50,7 @@ class CausalLMShell(torch.nn.Module):
         context = model_context(vllm_config, model_config)
         self.stage = context.pipeline
         self.received = [Staging(self.hidden_size, self.dtype) for _ in STREAM]
-        self.cell: Any = cell_class(model_config.hf_text_config, context)
+        self.cell: Any = cell_class(self.cell_config(model_config), context)
         if self.stage.size > 1 and not hasattr(self.cell, "elsewhere"):
             raise ValueError(
                 f"{self.architecture} cannot be split over the stages of a pipeline; "
@@ -77,6 +77,11 @@ class CausalLMShell(torch.nn.Module):
     def model_config(vllm_config: VllmConfig) -> ModelConfig:
         """The configuration of this model within vLLM's."""
         return vllm_config.model_config
+
+    @staticmethod
+    def cell_config(model_config: ModelConfig) -> Any:
+        """transformers' configuration that the Cell is made from."""
+        return model_config.hf_text_config
 
     def slots(self) -> Iterator["Slot"]:
         """Every checkpoint tensor that the model reads."""

@@ -25,10 +25,12 @@ def register() -> None:
     from vllm_ms_models.bridge.draft import draft_shell
     from vllm_ms_models.bridge.loader import DummyLoader, SafetensorsLoader
     from vllm_ms_models.bridge.model import shell
+    from vllm_ms_models.bridge.multimodal import multimodal_shell
 
     ours = registry.architectures()
     for architecture in ours:
-        ModelRegistry.register_model(architecture, shell(architecture))
+        make = multimodal_shell if architecture in registry.MULTIMODAL else shell
+        ModelRegistry.register_model(architecture, make(architecture))
     for architecture in registry.DRAFTS:
         ModelRegistry.register_model(architecture, draft_shell(architecture))
     compat.hide_torch_models([*ours, *registry.DRAFTS])

@@ -1,5 +1,6 @@
 """Checkpoints that name the same tensors otherwise."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from vllm_ms_models.checkpoint.index import Checkpoint
@@ -18,3 +19,17 @@ def of_whole_model(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     named = {name if name.startswith(HEADS) else PREFIX + name: info for name, info in checkpoint.tensors.items()}
     return replace(checkpoint, tensors=named)
+
+
+def renamed(checkpoint: Checkpoint, prefixes: Sequence[tuple[str, str]]) -> Checkpoint:
+    """`checkpoint` with what begins with the first of a pair beginning with the second, one pair after another."""
+    if not prefixes:
+        return checkpoint
+
+    def ours(name: str) -> str:
+        for theirs, own in prefixes:
+            if name.startswith(theirs):
+                name = own + name.removeprefix(theirs)
+        return name
+
+    return replace(checkpoint, tensors={ours(name): info for name, info in checkpoint.tensors.items()})
