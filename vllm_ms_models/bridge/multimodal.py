@@ -6,12 +6,10 @@ encoder cache, and which take the placeholders' place here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from vllm.config import VllmConfig
 from vllm.model_executor.models.interfaces import SupportsMultiModal
@@ -19,6 +17,9 @@ from vllm.model_executor.models.registry import _MULTIMODAL_MODELS
 
 from vllm_ms_models import runtime
 from vllm_ms_models.bridge.model import CausalLMShell
+
+if TYPE_CHECKING:
+    from vllm_ms_models.layers.multimodal import PlacedItem
 
 
 @cache
@@ -37,18 +38,6 @@ class _Processor:
 
     def __get__(self, instance: object, owner: type["MultimodalShell"]) -> Any:
         return vllm_model(owner.architecture)._processor_factory
-
-
-@dataclass(frozen=True)
-class PlacedItem:
-    """An image or a video of a prompt: its modality, its first placeholder's position, its processor's small outputs.
-
-    `data` has those that are kept on the host, such as grids of patches, by their names.
-    """
-
-    modality: str
-    offset: int
-    data: dict[str, np.ndarray]
 
 
 class MultimodalShell(CausalLMShell, SupportsMultiModal):
@@ -116,7 +105,9 @@ class MultimodalShell(CausalLMShell, SupportsMultiModal):
         return torch.from_numpy(positions), int(positions.max()) + 1 - len(input_tokens)
 
 
-def _placed(feature: Any) -> PlacedItem:
+def _placed(feature: Any) -> "PlacedItem":
+    from vllm_ms_models.layers.multimodal import PlacedItem
+
     host = {
         name: (element.data.double() if element.data.is_floating_point() else element.data).numpy()
         for name, element in feature.data.items()

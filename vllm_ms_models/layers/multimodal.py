@@ -1,7 +1,9 @@
 """What turns a language model into one that reads images or video: encoders before it, its decoder unchanged."""
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from mindspore import Tensor
 
 from vllm_ms_models.layers.batch import Batch
@@ -9,6 +11,18 @@ from vllm_ms_models.layers.causal_lm import CausalLM
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.decoder import Stream
 from vllm_ms_models.layers.layer import Layer
+
+
+@dataclass(frozen=True)
+class PlacedItem:
+    """An image or a video of a prompt: its modality, the position of its first placeholder, what its processor says.
+
+    `data` has the processor's small outputs, such as the grid of patches, by their names.
+    """
+
+    modality: str
+    offset: int
+    data: dict[str, np.ndarray]
 
 
 class MultimodalLM(Layer):
