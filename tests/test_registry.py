@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from vllm_ms_models import registry
-from vllm_ms_models.registry import BUILT_IN, DRAFTS, UnsupportedArchitectureError, register_model
+from vllm_ms_models.registry import BUILT_IN, DRAFTS, MULTIMODAL, UnsupportedArchitectureError, register_model
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -237,4 +237,5 @@ def test_nothing_before_the_model_imports_mindspore(facts: dict[str, Any]) -> No
 def test_vllm_knows_our_models(facts: dict[str, Any]) -> None:
     """Under the architecture's name it has our class, not its own of the same name."""
     assert facts["device"] == "MindSporePlatform"
-    assert facts["models"] == {name: ["vllm_ms_models.bridge.model", name, True] for name in BUILT_IN}
+    modules = {name: "multimodal" if name in MULTIMODAL else "model" for name in BUILT_IN}
+    assert facts["models"] == {name: [f"vllm_ms_models.bridge.{modules[name]}", name, True] for name in BUILT_IN}

@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from tests.checkpoints import randomized
+from tests.engines import distributions
 from tests.servers import DEMO
 from vllm_ms_models import compat
 
@@ -78,6 +79,7 @@ TEMPLATE = """
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+QWEN = "Qwen2_5_VLForConditionalGeneration"
 QWEN_VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 
 
@@ -101,6 +103,7 @@ class Case:
 
     make: Callable[[], tuple[torch.nn.Module, Any]]
     image: str
+    architecture: str = "LlavaForConditionalGeneration"
 
     @functools.cached_property
     def folder(self) -> Path:
@@ -187,8 +190,8 @@ CASES: dict[str, Case] = {
         lambda: _llava(CLIPVisionConfig(**_VISION), MistralConfig(**_TEXT, sliding_window=24), "full", [-2, 1]),
         "<image>",
     ),
-    "qwen2_5_vl": Case(_qwen, QWEN_IMAGE),
-    "qwen2_5_vl, tied": Case(lambda: _qwen(tie_word_embeddings=True, num_key_value_heads=1), QWEN_IMAGE),
+    "qwen2_5_vl": Case(_qwen, QWEN_IMAGE, QWEN),
+    "qwen2_5_vl, tied": Case(lambda: _qwen(tie_word_embeddings=True, num_key_value_heads=1), QWEN_IMAGE, QWEN),
 }
 
 
@@ -205,14 +208,41 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 
 @dataclass(frozen=True)
 class Prompt:
-    """`text` has a case's placeholder for each of `images`."""
+    """`text` has a placeholder for each of `images` and of `videos` (frames `[frames, height, width, 3]`, 2 a second)."""
 
     text: str
     images: Sequence[Image.Image] = ()
+    videos: Sequence[np.ndarray] = ()
 
     def for_vllm(self) -> dict[str, Any]:
-        data = {"multi_modal_data": {"image": list(self.images)}} if self.images else {}
-        return {"prompt": self.text, **data}
+        videos = [(frames, {**_metadata(frames), "do_sample_frames": False}) for frames in self.videos]
+        data = {"image": list(self.images), "video": videos}
+        data = {modality: items for modality, items in data.items() if items}
+        return {"prompt": self.text} | ({"multi_modal_data": data} if data else {})
+
+    def for_torch(self, case: Case) -> Any:
+        given: dict[str, Any] = {"images": list(self.images)} if self.images else {}
+        if self.videos:
+            metadata = [_metadata(frames) for frames in self.videos]
+            given |= {"videos": list(self.videos), "video_metadata": metadata, "do_sample_frames": False}
+        return case.processor(text=self.text, return_tensors="pt", **given)
+
+
+def _metadata(frames: np.ndarray) -> dict[str, Any]:
+    count = len(frames)
+    return {
+        "fps": 2.0,
+        "duration": count / 2,
+        "total_num_frames": count,
+        "frames_indices": list(range(count)),
+        "video_backend": "opencv",
+    }
+
+
+def video(frames: int, width: int, height: int, seed: int = 0) -> np.ndarray:
+    """A picture that moves to the right."""
+    first = np.asarray(picture(width, height, seed))
+    return np.stack([np.roll(first, 9 * frame, 1) for frame in range(frames)])
 
 
 @dataclass(frozen=True)
@@ -231,7 +261,7 @@ class Answer:
 
 @torch.inference_mode()
 def greedy(case: Case, model: torch.nn.Module, prompt: Prompt, tokens: int) -> Answer:
-    inputs = case.processor(text=prompt.text, images=list(prompt.images) or None, return_tensors="pt")
+    inputs = prompt.for_torch(case)
     result = model.generate(
         **inputs.to(model.dtype),
         max_new_tokens=tokens,
@@ -241,6 +271,38 @@ def greedy(case: Case, model: torch.nn.Module, prompt: Prompt, tokens: int) -> A
     )
     ids = inputs["input_ids"][0].tolist()
     return Answer(result.sequences[0, len(ids) :].tolist(), torch.cat(result.logits).float(), ids)
+
+
+@torch.inference_mode()
+def logprobs(case: Case, model: torch.nn.Module, prompt: Prompt, tokens: Sequence[int]) -> np.ndarray:
+    """What a model says of `tokens` after a prompt, `[tokens, vocab]`."""
+    inputs = prompt.for_torch(case).to(model.dtype)
+    for name, more in (("input_ids", list(tokens)), ("attention_mask", [1] * len(tokens))):
+        inputs[name] = torch.cat((inputs[name], torch.tensor([more])), 1)
+    if "mm_token_type_ids" in inputs:
+        inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, len(tokens)))
+    rows = model(**inputs).logits[0, -len(tokens) - 1 : -1].float()
+    return torch.log_softmax(rows, -1).numpy()
+
+
+def check(outputs: Sequence[Any], answers: Sequence[Answer], tolerance: float) -> None:
+    """vLLM's answers, with all log-probabilities, are torch's: placeholders, tokens, log-probabilities."""
+    for output, answer in zip(outputs, answers, strict=True):
+        assert output.prompt_token_ids == answer.prompt
+        assert list(output.outputs[0].token_ids) == answer.tokens
+        found = distributions(output.outputs[0].logprobs, VOCABULARY)
+        wanted = torch.log_softmax(answer.logits, -1).numpy()
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance)
+
+
+def decided(case: Case, model: torch.nn.Module, given: Sequence[Prompt], tokens: int, least: float) -> list[Answer]:
+    """Torch's answers, none of whose tokens was chosen by less than `least`."""
+    answers = []
+    for prompt in given:
+        answer = greedy(case, model, prompt, tokens)
+        assert answer.margin > least, f"{prompt.text!r} is not decided; change it"
+        answers.append(answer)
+    return answers
 
 
 def prompts(image: str) -> list[Prompt]:

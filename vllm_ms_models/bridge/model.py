@@ -47,7 +47,7 @@ class CausalLMShell(torch.nn.Module):
         self.hidden_size = model_config.get_hidden_size()
         self.dtype = model_config.dtype
         self.staging = Staging(self.hidden_size, self.dtype)
-        context = model_context(vllm_config, model_config)
+        context = model_context(vllm_config, model_config, getattr(cell_class, "renamed", ()))
         self.stage = context.pipeline
         self.received = [Staging(self.hidden_size, self.dtype) for _ in STREAM]
         self.cell: Any = cell_class(self.cell_config(model_config), context)

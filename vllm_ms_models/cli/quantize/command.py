@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vllm_ms_models import registry, runtime
+from vllm_ms_models.checkpoint import CheckpointError
 from vllm_ms_models.cli.quantize import GROUP_SIZES, layouts, modules, writing
 from vllm_ms_models.cli.quantize.calibration import Blueprint, Statistics, blueprint, calibrate
 from vllm_ms_models.cli.quantize.conversion import Conversion, Item
@@ -40,6 +41,11 @@ def quantize(options: argparse.Namespace, command: str, shard_bytes: int = writi
     writing.require_absent(out)
     source = open_source(options.model)
     registry.check(source.architecture)
+    if source.architecture in registry.MULTIMODAL:
+        raise CheckpointError(
+            f"{source.architecture} reads images, and quantizing such a model is not supported here; llm-compressor does "
+            "it, and what it writes is served."
+        )
     prompts = _prompts(options, source)
     runtime.start(source.dtype)
     longest = max(map(len, prompts.ids)) if prompts else 1
