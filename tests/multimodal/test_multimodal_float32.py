@@ -12,7 +12,11 @@ from vllm_ms_models import registry
 
 TOKENS = 24
 QUICK = ("llava, CLIP and Llama", "qwen2_5_vl")  # one of each architecture
-OPTIONS: dict[str, Any] = {"skip_tokenizer_init": False, "limit_mm_per_prompt": {"image": 2, "video": 1}}
+OPTIONS: dict[str, Any] = {
+    "skip_tokenizer_init": False,
+    "limit_mm_per_prompt": {"image": 2, "video": 1},
+    "block_size": 16,  # prompts are short
+}
 
 
 def sampling() -> Any:
