@@ -105,11 +105,13 @@ class Case:
     image: str
     architecture: str = "LlavaForConditionalGeneration"
 
+    dtype: torch.dtype = torch.float32  # of the weights on disk
+
     @functools.cached_property
     def folder(self) -> Path:
         model, processor = self.make()
-        folder = Path(tempfile.mkdtemp(dir=_root()))
-        model.save_pretrained(folder)
+        folder = new_folder()
+        model.to(self.dtype).save_pretrained(folder)
         processor.save_pretrained(folder)
         return folder
 
@@ -121,12 +123,17 @@ class Case:
         return AutoProcessor.from_pretrained(self.folder)
 
 
-def _randomized(model: torch.nn.Module) -> torch.nn.Module:
-    model.config.initializer_range = 0.2
+def new_folder() -> Path:
+    """Removed at the end of this process."""
+    return Path(tempfile.mkdtemp(dir=_root()))
+
+
+def _randomized(model: torch.nn.Module, spread: float) -> torch.nn.Module:
+    model.config.initializer_range = spread
     return randomized(model)
 
 
-def _llava(vision: Any, text: Any, strategy: str, layers: Any) -> tuple[torch.nn.Module, Any]:
+def _llava(vision: Any, text: Any, strategy: str, layers: Any, spread: float = 0.2) -> tuple[torch.nn.Module, Any]:
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
@@ -147,17 +154,17 @@ def _llava(vision: Any, text: Any, strategy: str, layers: Any) -> tuple[torch.nn
         num_additional_image_tokens=int(clip),
         chat_template=words.chat_template,
     )
-    return _randomized(LlavaForConditionalGeneration(config)), processor
+    return _randomized(LlavaForConditionalGeneration(config), spread), processor
 
 
-def _qwen(**options: Any) -> tuple[torch.nn.Module, Any]:
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+def _qwen(spread: float = 0.2, sections: Sequence[int] = (2, 3, 3), **options: Any) -> tuple[torch.nn.Module, Any]:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections)}
     vision: dict[str, Any] = {
         "depth": 3,
         "hidden_size": 48,
         "intermediate_size": 80,
         "num_heads": 4,
-        "out_hidden_size": 64,
+        "out_hidden_size": options.get("hidden_size", 64),
         "window_size": 56,
         "fullatt_block_indexes": [1],
         "tokens_per_second": 2,
@@ -176,7 +183,7 @@ def _qwen(**options: Any) -> tuple[torch.nn.Module, Any]:
     processor = Qwen2_5_VLProcessor(
         Qwen2VLImageProcessor(size=sizes), words, Qwen2VLVideoProcessor(size=sizes), chat_template=words.chat_template
     )
-    return _randomized(Qwen2_5_VLForConditionalGeneration(config)), processor
+    return _randomized(Qwen2_5_VLForConditionalGeneration(config), spread), processor
 
 
 CASES: dict[str, Case] = {
@@ -192,6 +199,20 @@ CASES: dict[str, Case] = {
     ),
     "qwen2_5_vl": Case(_qwen, QWEN_IMAGE, QWEN),
     "qwen2_5_vl, tied": Case(lambda: _qwen(tie_word_embeddings=True, num_key_value_heads=1), QWEN_IMAGE, QWEN),
+}
+
+
+# For 16 bits: wide enough that what rounding does is no matter of chance.
+_LARGE = _TEXT | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8}
+LARGE: dict[str, Case] = {
+    "llava": Case(
+        lambda: _llava(CLIPVisionConfig(**_VISION), LlamaConfig(**_LARGE), "default", -2, 0.06),
+        "<image>",
+        dtype=torch.bfloat16,
+    ),
+    "qwen2_5_vl": Case(
+        lambda: _qwen(0.06, (4, 6, 6), **_LARGE), QWEN_IMAGE, QWEN, dtype=torch.bfloat16
+    ),
 }
 
 

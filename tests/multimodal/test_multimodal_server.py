@@ -91,6 +91,7 @@ def test_the_same_text_as_transformers(served: tuple[Server, Case, torch.nn.Modu
     answers = [torch_answer(case, model, messages) for messages in asked]
     wanted = [case.processor.tokenizer.decode(answer.tokens, skip_special_tokens=True) for answer in answers]
     assert min(answer.margin for answer in answers) > LEAST_MARGIN, [answer.margin for answer in answers]
+    wanted = [text.rstrip("\ufffd") for text in wanted]  # vLLM waits for the rest of a character
     assert len(set(wanted)) == len(wanted)
     with ThreadPoolExecutor(len(asked)) as pool:
         together = list(pool.map(lambda messages: ask(server, messages), asked))
@@ -131,7 +132,6 @@ def test_bad_input_is_refused(served: tuple[Server, Case, torch.nn.Module], name
 @pytest.mark.parametrize(
     "part",
     [
-        {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}},
         {"type": "image_url", "image_url": {}},
         {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
@@ -143,6 +143,14 @@ def test_other_parts_are_refused(served: tuple[Server, Case, torch.nn.Module], p
     server, *_ = served
     with pytest.raises(openai.BadRequestError):
         ask(server, [{"role": "user", "content": [{"type": "text", "text": "Look: "}, part]}])
+
+
+def test_files_of_the_server_are_refused(served: tuple[Server, Case, torch.nn.Module]) -> None:
+    """vLLM answers 500 to this, in a sentence."""
+    server, *_ = served
+    part = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
+    with pytest.raises(openai.APIStatusError, match="allowed-local-media-path"):
+        ask(server, [{"role": "user", "content": [part]}])
 
 
 def test_image_in_a_longer_prompt_than_the_model_takes(served: tuple[Server, Case, torch.nn.Module]) -> None:
