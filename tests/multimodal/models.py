@@ -210,9 +210,7 @@ LARGE: dict[str, Case] = {
         "<image>",
         dtype=torch.bfloat16,
     ),
-    "qwen2_5_vl": Case(
-        lambda: _qwen(0.06, (4, 6, 6), **_LARGE), QWEN_IMAGE, QWEN, dtype=torch.bfloat16
-    ),
+    "qwen2_5_vl": Case(lambda: _qwen(0.06, (4, 6, 6), **_LARGE), QWEN_IMAGE, QWEN, dtype=torch.bfloat16),
 }
 
 
@@ -229,7 +227,7 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 
 @dataclass(frozen=True)
 class Prompt:
-    """`text` has a placeholder for each of `images` and of `videos` (frames `[frames, height, width, 3]`, 2 a second)."""
+    """`text` has a placeholder for each of `images` and `videos` (`[frames, height, width, 3]`, 2 a second)."""
 
     text: str
     images: Sequence[Image.Image] = ()

@@ -1,5 +1,6 @@
 """Models that read images against transformers in float32: the same greedy tokens, the same log-probabilities."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,21 +20,23 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def sampling() -> Any:
+def generate(llm: Any, given: Sequence[Prompt]) -> list[Any]:
+    """TOKENS most likely tokens after each prompt, with all log-probabilities."""
     from vllm import SamplingParams
 
-    return SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, logprobs=-1)
+    sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, logprobs=-1)
+    return llm.generate([prompt.for_vllm() for prompt in given], sampling, use_tqdm=False)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
 def test_tokens_and_logprobs(name: str) -> None:
-    """Pictures of several sizes, two in a prompt, text without any in the same batch; then all of it from the caches."""
+    """Pictures of several sizes, two in a prompt, text without any in one batch; then all of it from the caches."""
     case = CASES[name]
     given = prompts(case.image)
     answers = decided(case, case.reference(), given, TOKENS, LEAST_MARGIN)
     with engine(case.folder, disable_log_stats=False, **OPTIONS) as llm:
         for _ in range(2):
-            outputs = llm.generate([prompt.for_vllm() for prompt in given], sampling(), use_tqdm=False)
+            outputs = generate(llm, given)
             check(outputs, answers, LOGPROB_TOLERANCE)
         assert counter(llm, "vllm:prefix_cache_hits") > 0
         assert counter(llm, "vllm:mm_cache_hits") > 0
@@ -41,7 +44,7 @@ def test_tokens_and_logprobs(name: str) -> None:
 
 @pytest.mark.parametrize("name", [pytest.param(QUICK[0], marks=pytest.mark.slow), QUICK[1]])
 def test_an_image_in_pieces(name: str) -> None:
-    """Steps of a few tokens: an image is encoded once, and its embeddings are taken from the encoder cache thereafter."""
+    """Steps of a few tokens: an image is encoded once, then its embeddings come from the encoder cache."""
     case = CASES[name]
     given = prompts(case.image)
     answers = decided(case, case.reference(), given, TOKENS, LEAST_MARGIN)
@@ -49,11 +52,19 @@ def test_an_image_in_pieces(name: str) -> None:
     with engine(case.folder, **options) as llm:
         core = llm.llm_engine.engine_core.engine_core
         runner = core.model_executor.driver_worker.worker.model_runner
-        check(llm.generate([prompt.for_vllm() for prompt in given], sampling(), use_tqdm=False), answers, LOGPROB_TOLERANCE)
+        check(
+            generate(llm, given),
+            answers,
+            LOGPROB_TOLERANCE,
+        )
         different = {image.tobytes() for prompt in given for image in prompt.images}
         assert len(runner.encoder_cache) == len(different)
         kept = {name: embedding.clone() for name, embedding in runner.encoder_cache.items()}
-        check(llm.generate([prompt.for_vllm() for prompt in given], sampling(), use_tqdm=False), answers, LOGPROB_TOLERANCE)
+        check(
+            generate(llm, given),
+            answers,
+            LOGPROB_TOLERANCE,
+        )
         assert all((runner.encoder_cache[name] == embedding).all() for name, embedding in kept.items())
 
 
@@ -69,7 +80,7 @@ def test_video() -> None:
     given = [*VIDEOS, *prompts(case.image)[2:4]]
     answers = decided(case, case.reference(), given, TOKENS, LEAST_MARGIN)
     with engine(case.folder, **OPTIONS) as llm:
-        outputs = llm.generate([prompt.for_vllm() for prompt in given], sampling(), use_tqdm=False)
+        outputs = generate(llm, given)
         check(outputs, answers, LOGPROB_TOLERANCE)
 
 
@@ -80,8 +91,13 @@ def test_two_ranks(name: str, size: str) -> None:
     case = CASES[name]
     given = prompts(case.image)
     answers = decided(case, case.reference(), given, TOKENS, LEAST_MARGIN)
-    with engine(case.folder, **OPTIONS, **{size: 2}) as llm:
-        check(llm.generate([prompt.for_vllm() for prompt in given], sampling(), use_tqdm=False), answers, LOGPROB_TOLERANCE)
+    options: dict[str, Any] = OPTIONS | {size: 2}
+    with engine(case.folder, **options) as llm:
+        check(
+            generate(llm, given),
+            answers,
+            LOGPROB_TOLERANCE,
+        )
 
 
 def test_every_architecture_is_covered() -> None:

@@ -34,7 +34,9 @@ def url(data: bytes, kind: str = "png") -> str:
 def message(*parts: str | bytes) -> Message:
     """Of a user: texts and encoded images."""
     content = [
-        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image_url", "image_url": {"url": url(part)}}
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "image_url", "image_url": {"url": url(part)}}
         for part in parts
     ]
     return {"role": "user", "content": content}
@@ -65,20 +67,21 @@ def served(request: pytest.FixtureRequest) -> Iterator[tuple[Server, Case, torch
 
 def ask(server: Server, messages: list[Message], **options: Any) -> Any:
     asked: dict[str, Any] = {"temperature": 0, "max_tokens": TOKENS, "extra_body": {"ignore_eos": True}} | options
-    return server.client.chat.completions.create(model="tiny", messages=messages, **asked)  # type: ignore[arg-type]
+    return server.client.chat.completions.create(model="tiny", messages=messages, **asked)
 
 
 def conversations() -> list[list[Message]]:
     small, wide, high = (encoded(picture(*size, seed)) for seed, size in enumerate([(40, 40), (150, 60), (61, 133)]))
     jpeg = encoded(picture(90, 120, 7), "JPEG")
     palette = encoded(picture(64, 64, 8).quantize(16))
-    first = [message("What is this?", small), {"role": "assistant", "content": "A picture."}, message("And this?", wide)]
+    reply = {"role": "assistant", "content": "A picture."}
+    two_turns = [message("What is this?", small), reply, message("And this?", wide)]
     return [
         [message("What is in the picture? ", wide)],
         [message(high, "Spell it.")],
         [message("Compare ", small, " and ", high, ", then ", small)],
         [{"role": "user", "content": "What is 12 + 7?"}],
-        first,
+        two_turns,
         [message("Of a camera: ", jpeg)],
         [message("Sixteen colours: ", palette)],
     ]
@@ -108,7 +111,7 @@ def test_streaming(served: tuple[Server, Case, torch.nn.Module]) -> None:
     assert "".join(parts) == whole
 
 
-BROKEN = {
+BROKEN: dict[str, tuple[list[str | bytes], str]] = {
     "too many images": (["many", *[encoded(picture(30, 30, seed)) for seed in range(4)]], "At most 3 image"),
     "cut in the middle": (["cut", encoded(picture(60, 60))[:200]], "image"),
     "not an image": (["none", b"only text"], "image"),
@@ -155,5 +158,5 @@ def test_files_of_the_server_are_refused(served: tuple[Server, Case, torch.nn.Mo
 
 def test_image_in_a_longer_prompt_than_the_model_takes(served: tuple[Server, Case, torch.nn.Module]) -> None:
     server, *_ = served
-    with pytest.raises(openai.BadRequestError, match="context length|longer than|maximum"):
+    with pytest.raises(openai.BadRequestError, match=r"context length|longer than|maximum"):
         ask(server, [message("word " * 600, encoded(picture(60, 60)))])

@@ -11,9 +11,20 @@ from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import random_prompts
 from tests.engines import distributions, engine
-from tests.multimodal.models import CASES, LARGE, VOCABULARY, Case, Prompt, check, decided, logprobs, new_folder, prompts
+from tests.multimodal.models import (
+    CASES,
+    LARGE,
+    VOCABULARY,
+    Case,
+    Prompt,
+    check,
+    decided,
+    logprobs,
+    new_folder,
+    prompts,
+)
 from tests.multimodal.models import greedy as torch_greedy
-from tests.multimodal.test_multimodal_float32 import OPTIONS, sampling
+from tests.multimodal.test_multimodal_float32 import OPTIONS, generate
 from tests.quantization.comparison import UNIT_TOLERANCE
 from tests.quantization.models import write_model
 from tests.quantization.writers import Scheme
@@ -26,7 +37,7 @@ def test_bfloat16_is_no_further_from_float32_than_torch(name: str) -> None:
     case = LARGE[name]
     given = prompts(case.image)
     with engine(case.folder, **OPTIONS | {"dtype": "bfloat16"}) as llm:
-        outputs = llm.generate([prompt.for_vllm() for prompt in given], sampling(), use_tqdm=False)
+        outputs = generate(llm, given)
     exact, rounded = case.reference(), case.reference(torch.bfloat16)
     ours, torches = [], []
     for prompt, output in zip(given, outputs, strict=True):
@@ -39,7 +50,11 @@ def test_bfloat16_is_no_further_from_float32_than_torch(name: str) -> None:
 
 # What a description calls modules need not be what the tensors are called: exact names and patterns, older and newer.
 FLOATS = {
-    "llava, CLIP and Llama": ["re:.*vision_tower.*", "model.multi_modal_projector.linear_1", "multi_modal_projector.linear_2"],
+    "llava, CLIP and Llama": [
+        "re:.*vision_tower.*",
+        "model.multi_modal_projector.linear_1",
+        "multi_modal_projector.linear_2",
+    ],
     "qwen2_5_vl": ["re:visual.*"],
 }
 
@@ -60,10 +75,10 @@ def test_a_quantized_language_model(name: str) -> None:
         answer = torch_greedy(case, model, prompt, 24)
         best = answer.logits.topk(2, -1).values
         sure = ((best[:, 0] - best[:, 1]) > 2 * UNIT_TOLERANCE).tolist()
-        chosen.append((prompt, answer, (sure + [False]).index(False)))
+        chosen.append((prompt, answer, [*sure, False].index(False)))
     assert sum(count for _, _, count in chosen) > len(chosen)
     with engine(folder, **OPTIONS) as llm:
-        outputs = llm.generate([prompt.for_vllm() for prompt, _, _ in chosen], sampling(), use_tqdm=False)
+        outputs = generate(llm, [prompt for prompt, _, _ in chosen])
     off = []
     for output, (_, answer, count) in zip(outputs, chosen, strict=True):
         assert list(output.outputs[0].token_ids)[:count] == answer.tokens[:count]
@@ -113,4 +128,8 @@ def test_other_names_of_the_same_tensors(name: str) -> None:
     given: list[Prompt] = prompts(case.image)[:2]
     answers = decided(case, case.reference(), given, 24, LEAST_MARGIN)
     with engine(renamed(case, changes), **OPTIONS) as llm:
-        check(llm.generate([prompt.for_vllm() for prompt in given], sampling(), use_tqdm=False), answers, LOGPROB_TOLERANCE)
+        check(
+            generate(llm, given),
+            answers,
+            LOGPROB_TOLERANCE,
+        )

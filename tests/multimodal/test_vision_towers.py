@@ -72,7 +72,12 @@ def test_windows(merge: int, window: int) -> None:
 def test_positions(seed: int) -> None:
     """vLLM's own for the same prompt, with videos whose time goes far beyond their rows and columns."""
     from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration as Theirs
-    from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalFieldConfig, MultiModalKwargsItem, PlaceholderRange
+    from vllm.multimodal.inputs import (
+        MultiModalFeatureSpec,
+        MultiModalFieldConfig,
+        MultiModalKwargsItem,
+        PlaceholderRange,
+    )
 
     random = np.random.default_rng(seed)
     items, features, offset = [], [], int(random.integers(5))
@@ -84,10 +89,8 @@ def test_positions(seed: int) -> None:
             data["second_per_grid_ts"] = np.array(random.choice([0.3, 1.0, 7.5]))
         size = int(grid.prod()) // 4
         items.append(PlacedItem(modality, offset, data))
-        elements = {
-            key: MultiModalFieldConfig.batched(modality, keep_on_cpu=True).build_elems(key, torch.tensor(value)[None])[0]
-            for key, value in data.items()
-        }
+        field = MultiModalFieldConfig.batched(modality, keep_on_cpu=True)
+        elements = {key: field.build_elems(key, torch.tensor(value)[None])[0] for key, value in data.items()}
         place = PlaceholderRange(offset=offset, length=size)
         features.append(MultiModalFeatureSpec(MultiModalKwargsItem(elements), modality, f"{offset}", place))
         offset += size + int(random.integers(3))
@@ -96,8 +99,6 @@ def test_positions(seed: int) -> None:
     theirs = SimpleNamespace(config=config)
     theirs.iter_mm_grid_thw = lambda given: Theirs.iter_mm_grid_thw(theirs, given)
     wanted, _ = Theirs.get_mrope_input_positions(theirs, list(range(tokens)), features)
-    ours = SimpleNamespace(merge=2, tokens_per_second=2, _text=Qwen2_5_VLForConditionalGeneration._text)
+    ours: Any = SimpleNamespace(merge=2, tokens_per_second=2, _text=Qwen2_5_VLForConditionalGeneration._text)
     found = Qwen2_5_VLForConditionalGeneration.item_positions(ours, tokens, items)
     assert np.array_equal(found, wanted.numpy())
-
-

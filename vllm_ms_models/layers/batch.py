@@ -55,10 +55,9 @@ class Adaptation:
 class Batch:
     """All that the layers need besides hidden states; an argument of every `construct`.
 
-    `positions` is int64 `[tokens]`, or `[3, tokens]` (time, row, column) for a model whose rotary embedding has sections.
-    `caches` maps an attention layer's name to its group's view: layers with
-    different cache needs (full, sliding window) have different block tables. `adaptation` is None if no token has an
-    adapter.
+    `positions` is int64 `[tokens]`, or `[3, tokens]` (time, row, column) if the rotary embedding has sections. `caches`
+    maps an attention layer's name to its group's view: layers with different cache needs (full, sliding window) have
+    different block tables. `adaptation` is None if no token has an adapter.
     """
 
     positions: Tensor

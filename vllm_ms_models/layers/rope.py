@@ -109,7 +109,8 @@ class RopeParameters:
             read.fail("partial_rotary_factor", f"such that {smallest} to {head_dim} features rotate, in pairs", partial)
         theta = read.number("rope_theta", above=1, default=DEFAULT_THETA)
         pairs = (rotary_dim + 1) // 2
-        return cls(read.rope_type, head_dim, rotary_dim, theta, **_type_fields(read, pairs), sections=read.sections(pairs))
+        fields = _type_fields(read, pairs) | {"sections": read.sections(pairs)}
+        return cls(read.rope_type, head_dim, rotary_dim, theta, **fields)
 
 
 def _get(config: Any, key: str) -> Any:
@@ -192,7 +193,6 @@ class _Reader(NamedTuple):
         if len(found) != pairs:
             self.fail(key, f"a list of {pairs} numbers (half the rotating features), not {len(found)}", found)
         return tuple(map(float, found))
-
 
     def sections(self, pairs: int) -> tuple[int, ...]:
         """Of M-RoPE (Qwen2-VL, arXiv:2409.12191): () without it."""
@@ -345,7 +345,7 @@ def cos_sin_table(parameters: RopeParameters, max_position: int, max_model_len: 
 
 
 def cos_sin_rows(parameters: RopeParameters, frequencies: Array, positions: NDArray[np.int64]) -> Array:
-    """As `cos_sin_table`, of tokens that have several positions each: `[dimensions, tokens]` -> `[tokens, rotary_size]`.
+    """As `cos_sin_table`, of tokens with several positions each: `[dimensions, tokens]` -> `[tokens, rotary_size]`.
 
     Section i of the pairs rotates by position i, or i - 3 and so on: transformers' `recomposition_frequencies`.
     """

@@ -58,7 +58,7 @@ class LlavaForConditionalGeneration(MultimodalLM):
         self.skipped = 1 if config.vision_feature_select_strategy == "default" else 0
 
     def embed_items(self, pixel_values: Tensor) -> tuple[Tensor, list[int]]:
-        """Of images `[images, channels, size, size]`: all the tower's rows, or all but the first (CLIP's class token)."""
+        """Of images `[images, channels, size, size]`: the tower's rows, or all but the first (CLIP's class token)."""
         images = len(pixel_values)
         features = self.vision_tower(pixel_values).reshape(images, self.vision_tower.rows, -1)
         kept = features[:, self.skipped :].reshape(images * (self.vision_tower.rows - self.skipped), -1).contiguous()

@@ -26,19 +26,11 @@ class Qwen2_5_VLForConditionalGeneration(MultimodalLM):  # noqa: N801 (its name 
         if context.pipeline.is_first:
             self.visual = VisionTower(config.vision_config, context, "visual")
 
-    def embed_items(
-        self,
-        pixel_values: Tensor | None = None,
-        image_grid_thw: Tensor | None = None,
-        pixel_values_videos: Tensor | None = None,
-        video_grid_thw: Tensor | None = None,
-        second_per_grid_ts: Tensor | None = None,
-    ) -> tuple[Tensor, list[int]]:
+    def embed_items(self, **inputs: Tensor) -> tuple[Tensor, list[int]]:
         """Of images or of videos: their patches `[patches, values]` and grids int64 `[items, 3]`."""
-        is_video = pixel_values is None
-        patches, given = (pixel_values_videos, video_grid_thw) if is_video else (pixel_values, image_grid_thw)
-        grids = [(int(t), int(h), int(w)) for t, h, w in given.asnumpy()]
-        return self.visual(patches, grids), [t * h * w // self.merge**2 for t, h, w in grids]
+        pixels, kind = ("pixel_values", "image") if "pixel_values" in inputs else ("pixel_values_videos", "video")
+        grids = [(int(t), int(h), int(w)) for t, h, w in inputs[f"{kind}_grid_thw"].asnumpy()]
+        return self.visual(inputs[pixels], grids), [t * h * w // self.merge**2 for t, h, w in grids]
 
     def item_positions(self, tokens: int, items: Sequence[PlacedItem]) -> np.ndarray:
         """Time, row and column of each token of a prompt, int64 `[3, tokens]`; `items` in the prompt's order.

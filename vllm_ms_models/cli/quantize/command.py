@@ -43,8 +43,8 @@ def quantize(options: argparse.Namespace, command: str, shard_bytes: int = writi
     registry.check(source.architecture)
     if source.architecture in registry.MULTIMODAL:
         raise CheckpointError(
-            f"{source.architecture} reads images, and quantizing such a model is not supported here; llm-compressor does "
-            "it, and what it writes is served."
+            f"{source.architecture} reads images, and quantizing such a model is not supported here; llm-compressor "
+            "does it, and what it writes is served."
         )
     prompts = _prompts(options, source)
     runtime.start(source.dtype)
