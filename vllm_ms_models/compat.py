@@ -84,11 +84,9 @@ def declare_torchvision_operators() -> None:
     """
     import torch
 
-    found = find_spec("torchvision") if torch.version.cuda is None and not _declared else None
-    if found is None or found.origin is None:
-        return
-    with contextlib.suppress(OSError):
-        if "+cu" not in Path(found.origin).with_name("version.py").read_text():
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # of this, `import torch` must not fail
+        found = find_spec("torchvision") if torch.version.cuda is None and not _declared else None
+        if found is None or found.origin is None or "+cu" not in Path(found.origin).with_name("version.py").read_text():
             return
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):

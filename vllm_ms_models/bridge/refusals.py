@@ -90,9 +90,6 @@ def _multimodal(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
                 "its positions are those of text."
             )
         return
-    if architecture not in registry.MULTIMODAL:
-        yield f"{architecture} takes images or audio, which are not supported yet; serve a text model."
-        return
     runtime.require_torchvision()
     settings = model.multimodal_config
     if model.runner_type == "pooling":
