@@ -1,11 +1,11 @@
-"""Decoders that were saved without a head: their tensors get the names that they have in a whole model."""
+"""Tensors of other names: of decoders saved without a head, and those of models that read images."""
 
 from pathlib import Path
 
 import numpy as np
 
 from tests.checkpoint.checkpoint_files import save_shards
-from vllm_ms_models.checkpoint import of_whole_model, open_checkpoint
+from vllm_ms_models.checkpoint import of_whole_model, open_checkpoint, renamed
 
 
 def names(folder: Path, *stored: str) -> list[str]:
@@ -20,3 +20,16 @@ def test_a_decoder_alone_and_its_heads(tmp_path: Path) -> None:
 
 def test_a_whole_model_stays_as_it_is(tmp_path: Path) -> None:
     assert names(tmp_path, "model.norm.weight", "norm.weight") == ["model.norm.weight", "norm.weight"]
+
+
+def test_prefixes_one_pair_after_another(tmp_path: Path) -> None:
+    stored = ["model.vision_tower.vision_model.x", "vision_tower.y", "model.language_model.z", "lm_head.w"]
+    save_shards(tmp_path, {name: np.zeros(2, np.float32) for name in stored})
+    prefixes = (
+        ("model.language_model.", "model."),
+        ("model.vision_tower.", "vision_tower."),
+        ("vision_tower.vision_model.", "vision_tower."),
+    )
+    found = renamed(open_checkpoint(tmp_path), prefixes)
+    assert sorted(found.tensors) == ["lm_head.w", "model.z", "vision_tower.x", "vision_tower.y"]
+    assert sorted(renamed(found, ()).tensors) == sorted(found.tensors)

@@ -32,7 +32,8 @@ from tests.quantization.writers_compressed import SCHEMES
 from tests.reference.torch_reference import LEAST_MARGIN, LOGPROB_TOLERANCE
 
 
-@pytest.mark.parametrize("name", [pytest.param("llava", marks=pytest.mark.slow), "qwen2_5_vl"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
 def test_bfloat16_is_no_further_from_float32_than_torch(name: str) -> None:
     case = LARGE[name]
     given = prompts(case.image)

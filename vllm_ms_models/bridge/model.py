@@ -134,7 +134,7 @@ class CausalLMShell(torch.nn.Module):
             result = self.cell(None, batch, None, stream)
         else:
             ids = to_mindspore(input_ids) if inputs_embeds is None else None
-            embeds = None if inputs_embeds is None else to_mindspore(inputs_embeds)
+            embeds = None if inputs_embeds is None else self.received[0].to_mindspore(inputs_embeds)
             result = self.cell(ids, batch, embeds)
         if self.stage.is_last:
             return to_torch(result)
