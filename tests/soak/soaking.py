@@ -16,6 +16,7 @@ from tests.soak.questions import BASE, LENGTH, model, questions, random_adapters
 
 GROWTH = 0.02  # of resident memory, at most
 WARM_UP = 0.25  # of the time
+END = 15.0  # seconds until nothing of a server may be left
 QUIET = 30.0  # seconds until an idle server must be seen as one
 GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 
@@ -108,6 +109,9 @@ def soak(seconds: float, clients: int, adapter_count: int = 3, seed: int = 0) ->
         gauges = idle(server)
         end = Measures.of(server)
         preemptions = metric(server, "vllm:num_preemptions_total")
+    stop = time.monotonic() + END
+    while processes(server) and time.monotonic() < stop:
+        time.sleep(0.1)
     left = [process.title for process in processes(server)] + [str(name) for name in end.shared if name.exists()]
     return Report(outcomes, warm, end, gauges, preemptions, left)
 

@@ -3,7 +3,7 @@
 import functools
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ def quantized(name: str, scheme: Scheme) -> tuple[Path, torch.nn.Module]:
     """The first case of a family in `scheme`, and torch doing its arithmetic."""
     family = families()[name]
     first = next(iter(family.cases.values()))
+    if family.floats:
+        ignored = ["lm_head", *(f"re:.*{end.replace('.', '[.]')}$" for end in family.floats)]
+        scheme = replace(scheme, config=dict(scheme.config or {}) | {"ignore": ignored})
     model = written(name, scheme, 0, family.floats, **(dict(first) | _fitting(first)))
     return published(name, model.folder), model.model
 

@@ -14,5 +14,5 @@ FAMILY = Family(
         "queries not reduced": DEEPSEEK | {"q_lora_rank": None},
     },
     in_16_bits={"first_k_dense_replace": 4, "num_key_value_heads": 8},  # without experts, as in test_bfloat16.py
-    floats=(".gate",),
+    floats=(".gate", "kv_b_proj"),
 )
