@@ -33,13 +33,14 @@ from tests.reference.torch_reference import LEAST_MARGIN, LOGPROB_TOLERANCE
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", LARGE)
-def test_bfloat16_is_no_further_from_float32_than_torch(name: str) -> None:
-    case = LARGE[name]
+def test_16_bits_are_no_further_from_float32_than_torch(name: str, dtype: torch.dtype) -> None:
+    case = replace(LARGE[name], dtype=dtype)
     given = prompts(case.image)
-    with engine(case.folder, **OPTIONS | {"dtype": "bfloat16"}) as llm:
+    with engine(case.folder, **OPTIONS | {"dtype": dtype}) as llm:
         outputs = generate(llm, given)
-    exact, rounded = case.reference(), case.reference(torch.bfloat16)
+    exact, rounded = case.reference(), case.reference(dtype)
     ours, torches = [], []
     for prompt, output in zip(given, outputs, strict=True):
         found = distributions(output.outputs[0].logprobs, VOCABULARY)
@@ -60,7 +61,8 @@ FLOATS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param("llava, CLIP and Llama", marks=pytest.mark.slow), "qwen2_5_vl"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FLOATS)
 def test_a_quantized_language_model(name: str) -> None:
     """W8A8; the tower and what connects it are in floats."""
     case = CASES[name]
@@ -134,3 +136,16 @@ def test_other_names_of_the_same_tensors(name: str) -> None:
             answers,
             LOGPROB_TOLERANCE,
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llava, SigLIP and Qwen2", "qwen2_5_vl"])
+def test_without_weights(name: str) -> None:
+    """`--load-format dummy` makes up those of the tower too: the same ones each time."""
+    case = CASES[name]
+    given = prompts(case.image)
+    runs = []
+    for _ in range(2):
+        with engine(case.folder, load_format="dummy", **OPTIONS) as llm:
+            runs.append([list(output.outputs[0].token_ids) for output in generate(llm, given)])
+    assert runs[0] == runs[1]
