@@ -73,10 +73,9 @@ class MultimodalShell(CausalLMShell, SupportsMultiModal):
         """One tensor `[placeholders, hidden]` for each image or video."""
         from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
 
-        tensors = {name: to_mindspore(value) for name, value in inputs.items() if isinstance(value, torch.Tensor)}
-        if not tensors:
+        if not inputs:
             return []
-        rows, sizes = self.cell.embed_items(**tensors)
+        rows, sizes = self.cell.embed_items(**{name: to_mindspore(value) for name, value in inputs.items()})
         return list(to_torch(rows).split(sizes))
 
     def embed_input_ids(
