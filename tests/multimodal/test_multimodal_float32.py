@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.engines import counter, engine
 from tests.multimodal.models import CASES, Prompt, check, decided, prompts, video
@@ -44,28 +45,21 @@ def test_tokens_and_logprobs(name: str) -> None:
 
 @pytest.mark.parametrize("name", [pytest.param(QUICK[0], marks=pytest.mark.slow), QUICK[1]])
 def test_an_image_in_pieces(name: str) -> None:
-    """Steps of a few tokens: an image is encoded once, then its embeddings come from the encoder cache."""
+    """Steps of a few tokens, fewer than an image has embeddings: these wait in the encoder cache, which holds few."""
     case = CASES[name]
     given = prompts(case.image)
     answers = decided(case, case.reference(), given, TOKENS, LEAST_MARGIN)
-    options = OPTIONS | {"enable_prefix_caching": False, "max_num_batched_tokens": 29, "max_num_seqs": 2}
+    options = OPTIONS | {"enable_prefix_caching": False, "max_num_batched_tokens": 13, "max_num_seqs": 2}
     with engine(case.folder, **options) as llm:
         core = llm.llm_engine.engine_core.engine_core
         runner = core.model_executor.driver_worker.worker.model_runner
-        check(
-            generate(llm, given),
-            answers,
-            LOGPROB_TOLERANCE,
-        )
+        check(generate(llm, given), answers, LOGPROB_TOLERANCE)
         different = {image.tobytes() for prompt in given for image in prompt.images}
-        assert len(runner.encoder_cache) == len(different)
-        kept = {name: embedding.clone() for name, embedding in runner.encoder_cache.items()}
-        check(
-            generate(llm, given),
-            answers,
-            LOGPROB_TOLERANCE,
-        )
-        assert all((runner.encoder_cache[name] == embedding).all() for name, embedding in kept.items())
+        kept = dict(runner.encoder_cache)  # LLaVA's larger items push others out, which are encoded again
+        assert 1 <= len(kept) <= len(different)
+        check(generate(llm, given), answers, LOGPROB_TOLERANCE)
+        for name, embedding in runner.encoder_cache.items():
+            assert name not in kept or torch.equal(embedding, kept[name])
 
 
 VIDEOS = [
@@ -93,11 +87,7 @@ def test_two_ranks(name: str, size: str) -> None:
     answers = decided(case, case.reference(), given, TOKENS, LEAST_MARGIN)
     options: dict[str, Any] = OPTIONS | {size: 2}
     with engine(case.folder, **options) as llm:
-        check(
-            generate(llm, given),
-            answers,
-            LOGPROB_TOLERANCE,
-        )
+        check(generate(llm, given), answers, LOGPROB_TOLERANCE)
 
 
 def test_every_architecture_is_covered() -> None:

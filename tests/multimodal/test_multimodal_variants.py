@@ -131,11 +131,7 @@ def test_other_names_of_the_same_tensors(name: str) -> None:
     given: list[Prompt] = prompts(case.image)[:2]
     answers = decided(case, case.reference(), given, 24, LEAST_MARGIN)
     with engine(renamed(case, changes), **OPTIONS) as llm:
-        check(
-            generate(llm, given),
-            answers,
-            LOGPROB_TOLERANCE,
-        )
+        check(generate(llm, given), answers, LOGPROB_TOLERANCE)
 
 
 @pytest.mark.slow
