@@ -142,6 +142,7 @@ Which feature of vLLM works with which family of models. This page is written by
 tests, and a test compares it: *works* is shown by a test, through a real server and the real client, or through
 vLLM's engine (`make test-all` runs them all); *refused* is a sentence, listed below; *not run* means that no test
 shows it, not that it fails. Families share everything but their layers.
+Models that read images have a page of their own, [multimodal.md](multimodal.md).
 
 The columns of families are for CPUs; on Ascend nothing was run.
 """

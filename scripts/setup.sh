@@ -2,7 +2,7 @@
 # Sets up .venv with everything `vllm serve` needs: torch, vLLM's device-less build, MindSpore, this package, its kernels.
 #
 #   scripts/setup.sh               to serve
-#   scripts/setup.sh test lint     and extras of pyproject.toml: test, test-weights, lint, bench, ray
+#   scripts/setup.sh test lint     and extras of pyproject.toml: vision, test, test-weights, lint, bench, ray
 #
 # A finished set-up is not repeated; an interrupted one is taken up where it stopped. What pip says goes to .venv/setup.log.
 #

@@ -53,6 +53,14 @@ def test_imports_are_cheap(code, unwanted):
     assert run.stdout.splitlines()[-1].split() == ["loaded:"]
 
 
+def test_torchvision_can_be_imported():
+    """Whatever torch it was built for, in a process that knows nothing of this package."""
+    code = "import torchvision, transformers.image_utils; print('loaded:', torchvision.__version__)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("loaded: 0.28.0")
+
+
 def test_setup_script_installs_the_declared_versions():
     script = (ROOT / "scripts" / "setup.sh").read_text()
     for name in ("vllm", "mindspore"):

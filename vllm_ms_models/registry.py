@@ -24,10 +24,12 @@ BUILT_IN = {
     "GemmaForCausalLM": "vllm_ms_models.gemma2.model",
     "GptOssForCausalLM": "vllm_ms_models.gpt_oss.model",
     "LlamaForCausalLM": "vllm_ms_models.llama.model",
+    "LlavaForConditionalGeneration": "vllm_ms_models.llava.model",
     "MistralForCausalLM": "vllm_ms_models.llama.model",
     "MixtralForCausalLM": "vllm_ms_models.mixtral.model",
     "OPTForCausalLM": "vllm_ms_models.opt.model",
     "Qwen2ForCausalLM": "vllm_ms_models.qwen2.model",
+    "Qwen2_5_VLForConditionalGeneration": "vllm_ms_models.qwen2_5_vl.model",
     "Qwen3ForCausalLM": "vllm_ms_models.qwen3.model",
     "Qwen3MoeForCausalLM": "vllm_ms_models.qwen3_moe.model",
     "RobertaForSequenceClassification": "vllm_ms_models.roberta.model",
@@ -44,6 +46,9 @@ ENCODERS: frozenset[str] = frozenset(
     for family in ("Bert", "Roberta", "XLMRoberta")
     for end in ("Model", "ForSequenceClassification", "ForTokenClassification")
 )
+
+# Those of BUILT_IN that read images or video besides text.
+MULTIMODAL = frozenset({"LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"})
 
 # The same for layers that propose tokens to a model and cannot be served by themselves. The names are vLLM's.
 DRAFTS = {"DeepSeekMTPModel": "vllm_ms_models.deepseek_v3.mtp"}

@@ -3,6 +3,7 @@
 import logging
 import os
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from vllm_ms_models import compat
@@ -32,6 +33,15 @@ def require_mindspore() -> None:
         raise ImportError(
             f"MindSpore {found} is installed but vllm-ms-models is made for {MINDSPORE_VERSION}; "
             f"run `pip install mindspore=={MINDSPORE_VERSION}`."
+        )
+
+
+def require_torchvision() -> None:
+    """ImportError in one sentence without torchvision, which vLLM's and transformers' code for images needs."""
+    if find_spec("torchvision") is None:
+        raise ImportError(
+            "torchvision, with which images and video are prepared, is not installed in this environment; run "
+            "`pip install 'vllm-ms-models[vision]'`."
         )
 
 

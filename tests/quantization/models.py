@@ -98,10 +98,12 @@ def write_model(
     prompts: Sequence[Sequence[int]],
     seed: int = 0,
     floats: tuple[str, ...] = (),
+    within: str = "",
 ) -> Quantized:
     """Every linear of the blocks of a float32 model in `scheme`, which `model` then computes; two shards with an index.
 
-    Static inputs are rounded as `prompts` demand. Linears whose names end in one of `floats` stay as they are.
+    Static inputs are rounded as `prompts` demand. Linears whose names end in one of `floats`, or do not begin with
+    `within`, stay as they are.
     """
     ranges = input_ranges(model, prompts)
     tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
@@ -110,7 +112,7 @@ def write_model(
     description = dict.fromkeys(tensors, "FLOAT")
     written = {}
     for name, module in linears(model).items():
-        if name.endswith(floats):
+        if name.endswith(floats) or not name.startswith(within):
             continue
         rng = np.random.default_rng(zlib.crc32(f"{seed} {shared_name(name)}".encode()))
         written[name] = scheme.write(layer_of(module, *ranges.get(name, (-1.0, 1.0))), rng)

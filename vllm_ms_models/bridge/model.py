@@ -86,10 +86,10 @@ class CausalLMShell(Shell):
         self.hidden_size = model_config.get_hidden_size()
         self.dtype = model_config.dtype
         self.staging = Staging(self.hidden_size, self.dtype)
-        context = model_context(vllm_config, model_config)
+        context = model_context(vllm_config, model_config, getattr(cell_class, "renamed", ()))
         self.stage = context.pipeline
         self.received = [Staging(self.hidden_size, self.dtype) for _ in STREAM]
-        self.cell: Any = cell_class(model_config.hf_text_config, context)
+        self.cell: Any = cell_class(self.cell_config(model_config), context)
         if self.stage.size > 1 and not hasattr(self.cell, "elsewhere"):
             raise ValueError(
                 f"{self.architecture} cannot be split over the stages of a pipeline; "
@@ -120,9 +120,15 @@ class CausalLMShell(Shell):
         """The configuration of this model within vLLM's."""
         return vllm_config.model_config
 
+    @staticmethod
+    def cell_config(model_config: ModelConfig) -> Any:
+        """transformers' configuration that the Cell is made from."""
+        return model_config.hf_text_config
+
     def named(self, weights: "Checkpoint") -> "Checkpoint":
         from vllm_ms_models import checkpoint
 
+        weights = checkpoint.renamed(weights, getattr(self.cell, "renamed", ()))
         return checkpoint.of_whole_model(weights) if self.pools else weights
 
     def forward(
@@ -153,7 +159,7 @@ class CausalLMShell(Shell):
             result = self.cell(None, batch, None, stream)
         else:
             ids = to_mindspore(input_ids) if inputs_embeds is None else None
-            embeds = None if inputs_embeds is None else to_mindspore(inputs_embeds)
+            embeds = None if inputs_embeds is None else self.received[0].to_mindspore(inputs_embeds)
             result = self.cell(ids, batch, embeds)
         if self.stage.is_last:
             return to_torch(result)

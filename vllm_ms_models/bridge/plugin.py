@@ -26,11 +26,17 @@ def register() -> None:
     from vllm_ms_models.bridge.encoder import encoder_shell
     from vllm_ms_models.bridge.loader import DummyLoader, SafetensorsLoader
     from vllm_ms_models.bridge.model import shell
+    from vllm_ms_models.bridge.multimodal import multimodal_shell
 
     ours = registry.architectures()
     for architecture in ours:
-        kind = encoder_shell if architecture in registry.ENCODERS else shell
-        ModelRegistry.register_model(architecture, kind(architecture))
+        if architecture in registry.ENCODERS:
+            model: type = encoder_shell(architecture)
+        elif architecture in registry.MULTIMODAL:
+            model = multimodal_shell(architecture)
+        else:
+            model = shell(architecture)
+        ModelRegistry.register_model(architecture, model)
     for architecture in registry.DRAFTS:
         ModelRegistry.register_model(architecture, draft_shell(architecture))
     compat.complete_xlm_roberta_config()

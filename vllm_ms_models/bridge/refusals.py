@@ -7,7 +7,7 @@ from typing import Any
 from vllm import envs
 from vllm.config import ModelConfig, ParallelConfig, VllmConfig
 
-from vllm_ms_models import registry
+from vllm_ms_models import registry, runtime
 from vllm_ms_models.bridge import encoder, lora, quantization, sentence_transformers, speculation
 from vllm_ms_models.bridge.loader import LOAD_FORMATS
 from vllm_ms_models.checkpoint.errors import CheckpointError
@@ -88,8 +88,7 @@ def _model(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
         yield f"--model-impl {model.model_impl} runs a torch model; leave it at auto to use MindSpore's."
     if model.runner_type == "pooling":
         yield from _pooling(vllm_config, model)
-    if model.is_multimodal_model:
-        yield f"{model.architectures[0]} takes images or audio, which are not supported yet; serve a text model."
+    yield from _multimodal(vllm_config, model)
     yield from _quantization(vllm_config, model)
     if cache.cache_dtype not in ("auto", str(model.dtype).removeprefix("torch."), INT8_CACHE):
         yield (
@@ -101,6 +100,37 @@ def _model(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
             f"--kv-cache-dtype {INT8_CACHE} is not supported for multi-head latent attention, whose cache is small "
             "already; use --kv-cache-dtype auto."
         )
+
+
+def _multimodal(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
+    """Models that read images or video, and what was asked of a model because of its positions."""
+    architecture = model.architectures[0]
+    if not model.is_multimodal_model:
+        if model.uses_mrope:
+            yield (
+                f"mrope_section in config.json is not supported for {architecture}, which reads text only; remove it, "
+                "its positions are those of text."
+            )
+        return
+    runtime.require_torchvision()
+    settings = model.multimodal_config
+    if model.runner_type == "pooling":
+        yield f"--runner pooling is not supported for {architecture}, which reads images; serve a text model."
+    if vllm_config.lora_config is not None:
+        yield f"--enable-lora is not supported for {architecture}, which reads images; leave it out."
+    if vllm_config.speculative_config is not None:
+        yield f"--speculative-config is not supported for {architecture}, which reads images; leave it out."
+    if settings.mm_encoder_tp_mode != "weights":
+        yield f"--mm-encoder-tp-mode {settings.mm_encoder_tp_mode} is not supported yet; leave it out."
+    for flag, value in (
+        ("--enable-mm-embeds", settings.enable_mm_embeds),
+        ("--mm-encoder-only", settings.mm_encoder_only),
+        ("--mm-encoder-attn-backend", settings.mm_encoder_attn_backend),
+        ("--mm-encoder-attn-dtype", settings.mm_encoder_attn_dtype),
+        ("--video-pruning-rate", settings.video_pruning_rate),
+    ):
+        if value:
+            yield f"{flag} is not supported yet; leave it out."
 
 
 def _pooling(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:

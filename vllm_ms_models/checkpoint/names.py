@@ -1,7 +1,7 @@
 """Checkpoints that name the same tensors otherwise."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from vllm_ms_models.checkpoint.index import Checkpoint
@@ -48,6 +48,20 @@ def of_encoder(checkpoint: Checkpoint, prefix: str) -> Checkpoint:
         for old, new in NORMS.items():
             if name.endswith(old):
                 name = name.removesuffix(old) + new
+        return name
+
+    return replace(checkpoint, tensors={ours(name): info for name, info in checkpoint.tensors.items()})
+
+
+def renamed(checkpoint: Checkpoint, prefixes: Sequence[tuple[str, str]]) -> Checkpoint:
+    """`checkpoint` with what begins with the first of a pair beginning with the second, one pair after another."""
+    if not prefixes:
+        return checkpoint
+
+    def ours(name: str) -> str:
+        for theirs, own in prefixes:
+            if name.startswith(theirs):
+                name = own + name.removeprefix(theirs)
         return name
 
     return replace(checkpoint, tensors={ours(name): info for name, info in checkpoint.tensors.items()})

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from vllm_ms_models import registry, runtime
 from vllm_ms_models.bridge.encoder import learned_positions
+from vllm_ms_models.checkpoint import CheckpointError
 from vllm_ms_models.cli.quantize import GROUP_SIZES, layouts, modules, writing
 from vllm_ms_models.cli.quantize.calibration import Blueprint, Statistics, blueprint, calibrate
 from vllm_ms_models.cli.quantize.conversion import Conversion, Item
@@ -45,6 +46,11 @@ def quantize(options: argparse.Namespace, command: str, shard_bytes: int = writi
         raise ValueError(
             f"--smoothquant is not possible for {source.architecture}, whose norms feed the residual sum too; leave it "
             "out."
+        )
+    if source.architecture in registry.MULTIMODAL:
+        raise CheckpointError(
+            f"{source.architecture} reads images, and quantizing such a model is not supported here; llm-compressor "
+            "does it, and what it writes is served."
         )
     prompts = _prompts(options, source)
     runtime.start(source.dtype)
