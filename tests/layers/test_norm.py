@@ -1,4 +1,4 @@
-"""RMSNorm, alone and fused with the residual stream, against torch's."""
+"""RMSNorm, alone and fused with the residual stream, and LayerNorm against torch's."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from tests.layer_testing import (
     token_counts,
 )
 from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
-from vllm_ms_models.layers.norm import AddRMSNorm, RMSNorm
+from vllm_ms_models.layers.norm import AddRMSNorm, LayerNorm, RMSNorm
 
 eps = st.sampled_from((1e-6, 1e-5))
 scales = st.sampled_from((0.0, 1e-3, 1.0, 30.0))
@@ -78,3 +78,32 @@ def test_the_first_layer_starts_the_stream():
     assert_close(to_torch(normed), *expected(x, normal(0, 33), 1e-6), torch.float32)
     cell(normed, stream)
     assert torch.equal(x, before + to_torch(normed))
+
+
+@pytest.mark.parametrize(("affine", "bias"), [(True, True), (True, False), (False, True)])
+@examples
+@given(seeds, dtypes, dtypes, token_counts, sizes, eps, scales)
+def test_layer_norm(affine, bias, seed, dtype, stored, tokens, features, eps, scale):
+    """The bound is that of tests/kernels/references.py: the mean's error moves all distances from it."""
+    cell = LayerNorm("norm", features, eps, affine, bias)
+    tensors = {}
+    if affine:
+        tensors["norm.weight"] = normal(seed, features, dtype=stored)
+    if affine and bias:
+        tensors["norm.bias"] = normal(seed + 1, features, dtype=stored)
+    load(cell, tensors)
+    x = (normal(seed + 2, tokens, features) * scale + scale).to(dtype)
+    parameters = (tensors[name].double() if name in tensors else None for name in ("norm.weight", "norm.bias"))
+    want = torch.nn.functional.layer_norm(x.double(), (features,), *parameters, eps)
+    assert_close(call(cell, x), want, layer_norm_error(x, tensors, want, eps), dtype)
+
+
+def layer_norm_error(x: torch.Tensor, tensors: dict[str, torch.Tensor], want: torch.Tensor, eps: float) -> torch.Tensor:
+    x, count = x.double(), x.shape[-1]
+    weight = tensors.get("norm.weight", torch.ones(count)).double()
+    bias = tensors.get("norm.bias", torch.zeros(count)).double()
+    scale = (x.var(-1, correction=0, keepdim=True) + eps).rsqrt()
+    products = (want - bias).abs()
+    moved = (count + 2) * UNIT * x.abs().mean(-1, keepdim=True)
+    error = ((count + 2) / 2 + 6) * UNIT * products + moved * scale * (weight.abs() + products)
+    return error + UNIT * (x * scale * weight).abs() + 2 * UNIT * (products + bias.abs())

@@ -1,4 +1,4 @@
-"""Gated activations, by their name in config.json."""
+"""Activations, by their name in config.json."""
 
 _ACTIVATIONS = {
     "silu": "silu",
@@ -8,12 +8,24 @@ _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
 }
 
+# What only blocks without a gate have.
+_PLAIN = _ACTIVATIONS | {"gelu_fast": "gelu_tanh", "quick_gelu": "quick_gelu", "relu": "relu"}
+
 
 def gated_activation(name: str) -> str:
     """What `Kernels.linear_gated` calls config.json's `hidden_act`; ValueError for one that is not implemented."""
-    if name in _ACTIVATIONS:
-        return _ACTIVATIONS[name]
-    *most, last = _ACTIVATIONS
+    return _find(name, _ACTIVATIONS)
+
+
+def plain_activation(name: str) -> str:
+    """What `Kernels.activate` calls config.json's `hidden_act`; ValueError for one that is not implemented."""
+    return _find(name, _PLAIN)
+
+
+def _find(name: str, known: dict[str, str]) -> str:
+    if name in known:
+        return known[name]
+    *most, last = known
     raise ValueError(
         f"Activation {name!r} (hidden_act in config.json) is not supported; supported are {', '.join(most)} and {last}."
     )

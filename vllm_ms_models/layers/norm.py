@@ -1,4 +1,8 @@
-"""Root-mean-square normalisation (Zhang and Sennrich, 2019): `x / sqrt(mean(x^2) + eps) * weight`, in float32."""
+"""Normalisation, in float32.
+
+RMSNorm (Zhang and Sennrich, 2019) is `x / sqrt(mean(x^2) + eps) * weight`, LayerNorm (Ba, Kiros and Hinton, 2016)
+`(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`.
+"""
 
 from collections.abc import Iterator
 
@@ -40,3 +44,30 @@ class AddRMSNorm(RMSNorm):
         if residual is None:
             return self.kernels.rms_norm(x, self.weight, self.eps), x
         return self.kernels.add_rms_norm(x, residual, self.weight, self.eps)
+
+
+class LayerNorm(Layer):
+    """Normalises the last axis, of `size` features.
+
+    Without `affine` the checkpoint has neither weight nor bias; without `bias`, a weight only.
+    """
+
+    def __init__(self, name: str, size: int, eps: float = 1e-5, affine: bool = True, bias: bool = True) -> None:
+        super().__init__()
+        self.eps = eps
+        self.kernels = kernels.get()
+        self.weight = Tensor.from_numpy(np.ones(size, np.float32))
+        self.bias = Tensor.from_numpy(np.zeros(size, np.float32))
+        stored = {f"{name}.weight": self.weight, f"{name}.bias": self.bias}
+        self.stored = dict(list(stored.items())[: affine * (1 + bias)])
+
+    def slots(self) -> Iterator[Slot]:
+        for name, tensor in self.stored.items():
+
+            def load(source: np.ndarray, tensor: Tensor = tensor) -> None:
+                tensor.asnumpy()[...] = source  # shares memory with the tensor
+
+            yield Slot(name, tensor.shape, load)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.kernels.layer_norm(x, self.weight, self.bias, self.eps)
