@@ -19,6 +19,7 @@ BUILT_IN = {
     "LlamaForCausalLM": "vllm_ms_models.llama.model",
     "MistralForCausalLM": "vllm_ms_models.llama.model",
     "MixtralForCausalLM": "vllm_ms_models.mixtral.model",
+    "Phi3ForCausalLM": "vllm_ms_models.phi3.model",
     "Qwen2ForCausalLM": "vllm_ms_models.qwen2.model",
     "Qwen3ForCausalLM": "vllm_ms_models.qwen3.model",
     "Qwen3MoeForCausalLM": "vllm_ms_models.qwen3_moe.model",

@@ -18,19 +18,28 @@ class CausalLM(Layer):
     `model` maps `(input_ids, batch, inputs_embeds, stream)` to hidden states `[tokens, hidden]` and has the embedding
     `embed_tokens`, whose matrix is also the head's if `config.tie_word_embeddings`. In a pipeline, all stages but the
     last have no head and give what the next one takes as `stream` (layers/decoder.py). Without `context.head` there is
-    none, whatever the checkpoint has.
+    none, whatever the checkpoint has. `logits_processor` scales or caps the logits; `head_size` is the width of the
+    last hidden states (default: the hidden size).
     """
 
-    def __init__(self, model: Decoder, config: Any, context: ModelContext) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        config: Any,
+        context: ModelContext,
+        logits_processor: LogitsProcessor | None = None,
+        head_size: int | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.elsewhere = list(model.elsewhere)
         if context.head and context.pipeline.is_last:
             tied_to = model.embed_tokens if config.tie_word_embeddings else None
-            self.lm_head = ParallelLMHead("lm_head", config.vocab_size, config.hidden_size, context, tied_to)
+            width = head_size or config.hidden_size
+            self.lm_head = ParallelLMHead("lm_head", config.vocab_size, width, context, tied_to)
         else:
             self.elsewhere.append("lm_head.*")
-        self.logits_processor = LogitsProcessor()
+        self.logits_processor = logits_processor or LogitsProcessor()
 
     def construct(
         self,

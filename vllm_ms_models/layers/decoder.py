@@ -22,10 +22,23 @@ class Decoder(Layer):
 
     A stage of a pipeline has its own layers only; the first has the embedding, the last the norm, and the embedding too
     where its matrix is also the head's. `elsewhere` are patterns of the checkpoint's tensors that other stages read.
+
+    What differs: `embedding_size` (default: the hidden size) and `embedding_scale` of the embedding, `norm_name` in the
+    checkpoint and `make_norm(name)`, which makes the last norm, an AddRMSNorm unless given. A subclass may have more to
+    do before the layers (`start`) and after them (`finish`).
     """
 
     def __init__(
-        self, config: Any, context: ModelContext, make_layer: Callable[[int, str], Layer], prefix: str = "model"
+        self,
+        config: Any,
+        context: ModelContext,
+        make_layer: Callable[[int, str], Layer],
+        prefix: str = "model",
+        *,
+        embedding_size: int | None = None,
+        embedding_scale: float = 1.0,
+        norm_name: str = "norm",
+        make_norm: Callable[[str], Layer] | None = None,
     ) -> None:
         super().__init__()
         stage, vocab, hidden = context.pipeline, config.vocab_size, config.hidden_size
@@ -34,14 +47,18 @@ class Decoder(Layer):
         self.is_last = stage.is_last
         self.elsewhere = [f"{prefix}.layers.{i}.*" for i in numbers if i not in own]
         if stage.is_first or (stage.is_last and context.head and config.tie_word_embeddings):
-            self.embed_tokens = VocabParallelEmbedding(f"{prefix}.embed_tokens", vocab, hidden, context)
+            width = embedding_size or hidden
+            self.embed_tokens = VocabParallelEmbedding(
+                f"{prefix}.embed_tokens", vocab, width, context, embedding_scale
+            )
         else:
             self.elsewhere.append(f"{prefix}.embed_tokens.*")
         self.layers = nn.CellList([make_layer(i, f"{prefix}.layers.{i}") for i in own])
         if stage.is_last:
-            self.norm = AddRMSNorm(f"{prefix}.norm", hidden, config.rms_norm_eps)
+            name = f"{prefix}.{norm_name}"
+            self.norm = AddRMSNorm(name, hidden, config.rms_norm_eps) if make_norm is None else make_norm(name)
         else:
-            self.elsewhere.append(f"{prefix}.norm.*")
+            self.elsewhere.append(f"{prefix}.{norm_name}.*")
 
     def construct(
         self,
@@ -53,7 +70,15 @@ class Decoder(Layer):
         """The first stage takes tokens or embeddings, the others `stream`; all but the last give the next one's."""
         hidden, residual = stream or (None, None)
         if stream is None:
-            hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+            hidden = self.start(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds, batch)
         for layer in self.layers:
             hidden, residual = layer(hidden, residual, batch)
-        return self.norm(hidden, residual)[0] if self.is_last else (hidden, residual)
+        return self.finish(hidden, residual, batch) if self.is_last else (hidden, residual)
+
+    def start(self, embeds: Tensor, batch: Batch) -> Tensor:
+        """What the first layer takes, of the tokens' embeddings."""
+        return embeds
+
+    def finish(self, hidden: Tensor, residual: Tensor, batch: Batch) -> Tensor:
+        """The last hidden states, of what the last layer gives."""
+        return self.norm(hidden, residual)[0]

@@ -22,10 +22,13 @@ def vocabulary_rows(vocab_size: int, group: Group) -> tuple[slice, int]:
 
 
 class VocabParallelEmbedding(Layer):
-    """Token ids `[tokens]` -> hidden states `[tokens, hidden]`."""
+    """Token ids `[tokens]` -> hidden states `[tokens, hidden]`, times `scale`, which is rounded to their dtype first."""
 
-    def __init__(self, name: str, vocab_size: int, hidden_size: int, context: ModelContext) -> None:
+    def __init__(
+        self, name: str, vocab_size: int, hidden_size: int, context: ModelContext, scale: float = 1.0
+    ) -> None:
         super().__init__()
+        self.scale = None if scale == 1.0 else Tensor(scale, context.dtype)
         self.name = f"{name}.weight"
         self.shape = (vocab_size, hidden_size)
         self.group = context.tensor_parallel
@@ -43,7 +46,8 @@ class VocabParallelEmbedding(Layer):
             yield Slot(self.name, self.shape, load, (rows,))
 
     def construct(self, ids: Tensor) -> Tensor:
-        return self.group.all_reduce(self.kernels.embedding(ids, self.weight, self.first_row))
+        hidden = self.group.all_reduce(self.kernels.embedding(ids, self.weight, self.first_row))
+        return hidden if self.scale is None else hidden * self.scale
 
 
 class ParallelLMHead(Layer):
