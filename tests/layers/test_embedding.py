@@ -21,7 +21,7 @@ from tests.layer_testing import (
     token_counts,
 )
 from vllm_ms_models.distributed.group import Group
-from vllm_ms_models.layers.embedding import ParallelLMHead, VocabParallelEmbedding, vocabulary_rows
+from vllm_ms_models.layers.embedding import LearnedEmbedding, ParallelLMHead, VocabParallelEmbedding, vocabulary_rows
 
 ranks = st.integers(1, 4)
 vocabularies = st.one_of(st.integers(1, 20), st.sampled_from((97, 130, 211)))
@@ -38,23 +38,44 @@ def test_every_row_has_one_owner(vocabulary, size):
 
 
 @examples
-@given(seeds, dtypes, dtypes, st.sampled_from((torch.int32, torch.int64)), ranks, token_counts, vocabularies, sizes)
-def test_embedding(seed, dtype, stored, id_dtype, size, tokens, vocabulary, hidden):
-    """Summed over the ranks exactly torch's: the others give zeros."""
+@given(
+    seeds,
+    dtypes,
+    dtypes,
+    st.sampled_from((torch.int32, torch.int64)),
+    ranks,
+    token_counts,
+    vocabularies,
+    sizes,
+    st.sampled_from((1.0, 8.0, 2304**0.5)),
+)
+def test_embedding(seed, dtype, stored, id_dtype, size, tokens, vocabulary, hidden, scale):
+    """Summed over the ranks exactly torch's: the others give zeros. A scale is rounded to the dtype, as the product."""
     weight = normal(seed, vocabulary, hidden, dtype=stored)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(vocabulary, (tokens,), generator=generator, dtype=id_dtype)
     ids[:1] = vocabulary - 1
 
     def run(group: Group) -> torch.Tensor:
-        cell = VocabParallelEmbedding("embed", vocabulary, hidden, context(dtype, group))
+        cell = VocabParallelEmbedding("embed", vocabulary, hidden, context(dtype, group), scale)
         load(cell, {"embed.weight": weight})
         return call(cell, ids)
 
-    want = torch.nn.functional.embedding(ids, weight.to(dtype))
+    want = torch.nn.functional.embedding(ids, weight.to(dtype)) * torch.tensor(scale).to(dtype)
     for result in on_ranks(size, run):
         assert result.dtype == dtype
         assert torch.equal(result, want)
+
+
+@examples
+@given(seeds, dtypes, token_counts, vocabularies, sizes, st.integers(0, 2))
+def test_learned_embedding(seed, dtype, tokens, size, hidden, first):
+    """Number 0 has row `first` of the table, whatever comes before it."""
+    weight = normal(seed, size + first, hidden, dtype=dtype)
+    numbers = torch.randint(size, (tokens,), generator=torch.Generator().manual_seed(seed))
+    cell = LearnedEmbedding("table", size + first, hidden, context(dtype).dtype, first)
+    load(cell, {"table.weight": weight})
+    assert torch.equal(call(cell, numbers), weight[numbers + first])
 
 
 @pytest.mark.parametrize("tied", [False, True])

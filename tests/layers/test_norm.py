@@ -31,18 +31,19 @@ def expected(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.T
     return want, ((x.shape[-1] + 1) / 2 + 6) * UNIT * want.abs()
 
 
-def make(layer: type[RMSNorm], weight: torch.Tensor, eps: float) -> RMSNorm:
-    cell = layer("norm", len(weight), eps)
+def make(layer: type[RMSNorm], weight: torch.Tensor, eps: float, offset: float = 0.0) -> RMSNorm:
+    cell = layer("norm", len(weight), eps, offset)
     load(cell, {"norm.weight": weight})
     return cell
 
 
 @examples
-@given(seeds, dtypes, dtypes, token_counts, sizes, eps, scales)
-def test_rms_norm(seed, dtype, stored, tokens, features, eps, scale):
+@given(seeds, dtypes, dtypes, token_counts, sizes, eps, scales, st.sampled_from((0.0, 1.0)))
+def test_rms_norm(seed, dtype, stored, tokens, features, eps, scale, offset):
     weight = normal(seed, features, dtype=stored)
     x = (normal(seed + 1, tokens, features) * scale).to(dtype)
-    assert_close(call(make(RMSNorm, weight, eps), x), *expected(x, weight, eps), dtype)
+    cell = make(RMSNorm, weight, eps, offset)
+    assert_close(call(cell, x), *expected(x, weight.float() + offset, eps), dtype)
 
 
 @pytest.mark.parametrize("heads", [1, 3])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 # The project promises 1e-3. Both sides compute in float32 (eps 6e-8) but sum in different orders; through three to five
 # layers of these models, whose logits have a standard deviation of 1.6 to 2.2, the largest difference over all cases is
@@ -33,8 +33,10 @@ class Answer:
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     """The checkpoint in `dtype`, whatever it is stored in; experts one by one, since torch's grouped product takes no
-    odd sizes."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, experts_implementation="eager").eval()
+    odd sizes; scores that are capped by plain operators, since torch's own attention does not cap."""
+    capped = getattr(AutoConfig.from_pretrained(folder), "attn_logit_softcapping", None)
+    attention = {"attn_implementation": "eager"} if capped else {}
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, experts_implementation="eager", **attention).eval()
 
 
 @torch.inference_mode()

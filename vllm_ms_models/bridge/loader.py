@@ -66,6 +66,7 @@ class SafetensorsLoader(BaseModelLoader):
         if model_config.hf_text_config.tie_word_embeddings:
             ignored.append("lm_head.weight")
         weights = checkpoint.open_checkpoint(self._folder(model_config))
+        weights = checkpoint.with_wanted_names(weights, (slot.name for slot in slots))
         check_ranks({"weights": checkpoint.fingerprint(weights)}, "copy the same model to all hosts.")
         if model_config.runner_type == "pooling":
             weights = checkpoint.of_whole_model(weights)

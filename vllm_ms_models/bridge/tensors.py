@@ -57,8 +57,8 @@ class Staging:
 
     def to_mindspore(self, tensor: torch.Tensor) -> Tensor:
         """`tensor` `[rows, width]`, valid until the next call."""
-        rows = len(tensor)
-        if tensor.dtype != torch.bfloat16 or rows > self.ROWS:
+        rows, width = tensor.shape
+        if tensor.dtype != torch.bfloat16 or rows > self.ROWS or width != self.memory.shape[1]:
             return to_mindspore(tensor)
         staged = self.memory[:rows]
         staged.copy_(tensor)

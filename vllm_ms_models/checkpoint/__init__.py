@@ -5,7 +5,7 @@ from vllm_ms_models.checkpoint.fingerprint import fingerprint
 from vllm_ms_models.checkpoint.header import TensorInfo
 from vllm_ms_models.checkpoint.index import Checkpoint, list_tensors, open_checkpoint
 from vllm_ms_models.checkpoint.loader import LoadReport, check, load
-from vllm_ms_models.checkpoint.names import of_whole_model
+from vllm_ms_models.checkpoint.names import of_whole_model, with_wanted_names
 from vllm_ms_models.checkpoint.slots import FLOATS, Slot
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "load",
     "of_whole_model",
     "open_checkpoint",
+    "with_wanted_names",
 ]

@@ -1,5 +1,6 @@
 """Checkpoints that name the same tensors otherwise."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from vllm_ms_models.checkpoint.index import Checkpoint
@@ -18,3 +19,15 @@ def of_whole_model(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     named = {name if name.startswith(HEADS) else PREFIX + name: info for name, info in checkpoint.tensors.items()}
     return replace(checkpoint, tensors=named)
+
+
+def with_wanted_names(checkpoint: Checkpoint, wanted: Iterable[str]) -> Checkpoint:
+    """`checkpoint`, or the same `of_whole_model`, where that has some of the names that are `wanted` and it has none.
+
+    So were the first OPT models saved, and any decoder without a head, which may be its embedding.
+    """
+    wanted = set(wanted)
+    if not wanted.isdisjoint(checkpoint.tensors):
+        return checkpoint
+    whole = of_whole_model(checkpoint)
+    return checkpoint if wanted.isdisjoint(whole.tensors) else whole

@@ -24,9 +24,7 @@ def vocabulary_rows(vocab_size: int, group: Group) -> tuple[slice, int]:
 class VocabParallelEmbedding(Layer):
     """Token ids `[tokens]` -> hidden states `[tokens, hidden]`, times `scale`, which is rounded to their dtype first."""
 
-    def __init__(
-        self, name: str, vocab_size: int, hidden_size: int, context: ModelContext, scale: float = 1.0
-    ) -> None:
+    def __init__(self, name: str, vocab_size: int, hidden_size: int, context: ModelContext, scale: float = 1.0) -> None:
         super().__init__()
         self.scale = None if scale == 1.0 else Tensor(scale, context.dtype)
         self.name = f"{name}.weight"
@@ -48,6 +46,33 @@ class VocabParallelEmbedding(Layer):
     def construct(self, ids: Tensor) -> Tensor:
         hidden = self.group.all_reduce(self.kernels.embedding(ids, self.weight, self.first_row))
         return hidden if self.scale is None else hidden * self.scale
+
+
+class LearnedEmbedding(Layer):
+    """Numbers `[tokens]` -> rows `[tokens, hidden]` of a small table, whole on every rank: positions, token types.
+
+    The table is `[size, hidden]` in the checkpoint; number 0 has row `first`, those before it are not read. A number
+    beyond the last row gives zeros.
+    """
+
+    def __init__(self, name: str, size: int, hidden_size: int, dtype: ms.Type, first: int = 0) -> None:
+        super().__init__()
+        self.name = f"{name}.weight"
+        self.shape = (size, hidden_size)
+        self.rows = slice(first, size)
+        self.kernels = kernels.get()
+        self.weight = self.kernels.new_weight([size - first], hidden_size, dtype)
+
+    def slots(self) -> Iterator[Slot]:
+        for first, rows in pieces(self.rows, self.shape[1]):
+
+            def load(source: np.ndarray, first: int = first) -> None:
+                self.kernels.load_rows(self.weight, 0, first, source)
+
+            yield Slot(self.name, self.shape, load, (rows,))
+
+    def construct(self, numbers: Tensor) -> Tensor:
+        return self.kernels.embedding(numbers, self.weight)
 
 
 class ParallelLMHead(Layer):

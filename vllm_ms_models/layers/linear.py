@@ -60,6 +60,31 @@ def column_parts(names: Names, in_features: int, sizes: Sequence[int], groups: S
     ]
 
 
+def parts_by_heads(
+    name: str, in_features: int, kv_heads: int, size: int, sizes: tuple[int, int, int], groups: tuple[Group, Group]
+) -> list[Part]:
+    """Queries, keys and values of a matrix in which those of each KV head lie together; `groups` are those of the ranks
+    that share queries, and KV heads. Each of the three is put together of rows here and there."""
+    queries = sizes[0] // kv_heads  # rows of each KV head
+    whole, step = sum(sizes), queries + 2 * size
+    share, kv_share = sizes[0] // groups[0].size, kv_heads // groups[1].size
+    first, last = groups[0].rank * share, (groups[0].rank + 1) * share
+    own = range(groups[1].rank * kv_share, (groups[1].rank + 1) * kv_share)
+    outputs = [
+        [
+            slice(head * step + max(first - head * queries, 0), head * step + min(last - head * queries, queries))
+            for head in range(first // queries, -(-last // queries))
+        ],
+        [slice(head * step + queries, head * step + queries + size) for head in own],
+        [slice(head * step + queries + size, (head + 1) * step) for head in own],
+    ]
+    return [
+        Part(name, (whole, in_features), rows, slice(0, in_features), continues=number > 0)
+        for output in outputs
+        for number, rows in enumerate(output)
+    ]
+
+
 class Linear(Layer):
     """Storage and loading common to all of them."""
 
@@ -112,9 +137,7 @@ class ColumnParallelLinear(Linear):
 class MergedColumnParallelLinear(Linear):
     """Several column-parallel matrices over one input, multiplied at once: a tuple of their results."""
 
-    def __init__(
-        self, names: Names, in_features: int, sizes: Sequence[int], context: ModelContext, bias: bool = False
-    ):
+    def __init__(self, names: Names, in_features: int, sizes: Sequence[int], context: ModelContext, bias: bool = False):
         groups = [context.tensor_parallel] * len(sizes)
         super().__init__(column_parts(names, in_features, sizes, groups), bias, context)
 
@@ -147,7 +170,8 @@ class GatedColumnParallelLinear(MergedColumnParallelLinear):
 class QKVParallelLinear(Linear):
     """Query, key and value projections of this rank's heads.
 
-    With more ranks than KV heads, each KV head is held by `ranks / kv_heads` neighbouring ranks.
+    With more ranks than KV heads, each KV head is held by `ranks / kv_heads` neighbouring ranks. `by_heads`: the one
+    matrix has the queries of the first KV head, its key and its value, then those of the next (InternLM2).
     """
 
     def __init__(
@@ -159,6 +183,7 @@ class QKVParallelLinear(Linear):
         head_size: int,
         context: ModelContext,
         bias: bool = False,
+        by_heads: bool = False,
     ):
         group = context.tensor_parallel
         query, key = (names, names) if isinstance(names, str) else names[:2]
@@ -172,7 +197,10 @@ class QKVParallelLinear(Linear):
         kv_group = Group(group.rank // copies, group.size // copies)
         kv_heads = kv_group.share(num_kv_heads, f"The number of KV heads of {key}")
         sizes = num_heads * head_size, num_kv_heads * head_size, num_kv_heads * head_size
-        parts = column_parts(names, in_features, sizes, (group, kv_group, kv_group))
+        if by_heads:
+            parts = parts_by_heads(query, in_features, num_kv_heads, head_size, sizes, (group, kv_group))
+        else:
+            parts = column_parts(names, in_features, sizes, (group, kv_group, kv_group))
         super().__init__(parts, bias, context)
         self.num_heads, self.num_kv_heads = heads, kv_heads
 

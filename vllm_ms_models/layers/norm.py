@@ -15,18 +15,24 @@ from vllm_ms_models.layers.layer import Layer
 
 
 class RMSNorm(Layer):
-    """Normalises the last axis, of `size` features; or, of a multiple of them, each head of `size` by itself."""
+    """Normalises the last axis, of `size` features; or, of a multiple of them, each head of `size` by itself.
 
-    def __init__(self, name: str, size: int, eps: float) -> None:
+    `offset` is added to the stored weight (Gemma's is the distance from 1).
+    """
+
+    def __init__(self, name: str, size: int, eps: float, offset: float = 0.0) -> None:
         super().__init__()
         self.name = f"{name}.weight"
         self.eps = eps
+        self.offset = offset
         self.kernels = kernels.get()
         self.weight = Tensor.from_numpy(np.ones(size, np.float32))
 
     def slots(self) -> Iterator[Slot]:
         def load(source: np.ndarray) -> None:
-            self.weight.asnumpy()[...] = source  # shares memory with the tensor
+            target = self.weight.asnumpy()  # shares memory with the tensor
+            target[...] = source
+            target += self.offset
 
         yield Slot(self.name, self.weight.shape, load)
 
@@ -71,3 +77,11 @@ class LayerNorm(Layer):
 
     def construct(self, x: Tensor) -> Tensor:
         return self.kernels.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class AddLayerNorm(LayerNorm):
+    """As AddRMSNorm: (normed, residual)."""
+
+    def construct(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        stream = x if residual is None else residual + x
+        return self.kernels.layer_norm(stream, self.weight, self.bias, self.eps), stream

@@ -14,12 +14,20 @@ class RotaryEmbedding(Layer):
     """One table of angles for all layers; `rope.py` knows the scaling types. Rotates in place.
 
     `before` features of each query head, which come first, do not rotate, and keys do not have them (DeepSeek).
-    `softmax_factor` is what the scaling type asks the softmax scale to be multiplied by.
+    `softmax_factor` is what the scaling type asks the softmax scale to be multiplied by. `layer_type` is which layers
+    the table is for, where a config has an entry for each type.
     """
 
-    def __init__(self, config: Any, context: ModelContext, interleaved: bool = False, before: int = 0) -> None:
+    def __init__(
+        self,
+        config: Any,
+        context: ModelContext,
+        interleaved: bool = False,
+        before: int = 0,
+        layer_type: str | None = None,
+    ) -> None:
         super().__init__()
-        parameters = RopeParameters.from_config(config)
+        parameters = RopeParameters.from_config(config, layer_type)
         covered = covered_positions(parameters, config)
         if context.max_model_len > covered:
             raise ValueError(

@@ -36,7 +36,9 @@ class ScaledDecoder(Decoder):
         residual: float,
     ) -> None:
         if not residual > 0:
-            raise ValueError(f"What a block adds is multiplied by {residual} in config.json; only factors above 0 work.")
+            raise ValueError(
+                f"What a block adds is multiplied by {residual} in config.json; only factors above 0 work."
+            )
         eps = config.rms_norm_eps / residual**2
         super().__init__(
             config,

@@ -18,9 +18,9 @@ FUSED = "qkv_proj"
 class SelfAttention(Layer):
     """`[tokens, hidden]` -> `[tokens, hidden]`; numbers of heads and the hidden size are those of `config`.
 
-    `qkv` and `out` name the projections in the checkpoint, `bias` and `out_bias` say whether they have biases. `scale`
-    is that of the softmax (default: 1 / sqrt(head size)), `window` as in `Attention`. `norms` are of queries and keys,
-    before they rotate.
+    `qkv` and `out` name the projections in the checkpoint, `bias` and `out_bias` say whether they have biases;
+    `by_heads` as in `QKVParallelLinear`. `scale` is that of the softmax (default: 1 / sqrt(head size)), `window` as in
+    `Attention`. `norms` are of queries and keys, before they rotate.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class SelfAttention(Layer):
         prefix: str,
         *,
         qkv: tuple[str, str, str] | str = SEPARATE,
+        by_heads: bool = False,
         out: str = "o_proj",
         bias: bool = False,
         out_bias: bool = False,
@@ -42,7 +43,7 @@ class SelfAttention(Layer):
         hidden, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
         size = rotary.head_size
         names = f"{prefix}.{qkv}" if isinstance(qkv, str) else [f"{prefix}.{name}" for name in qkv]
-        self.qkv_proj = QKVParallelLinear(names, hidden, heads, kv_heads, size, context, bias)
+        self.qkv_proj = QKVParallelLinear(names, hidden, heads, kv_heads, size, context, bias, by_heads)
         self.has_norms = norms is not None
         if norms is not None:
             self.q_norm, self.k_norm = norms

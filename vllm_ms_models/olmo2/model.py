@@ -17,8 +17,6 @@ from vllm_ms_models.layers.rotary import RotaryEmbedding
 from vllm_ms_models.layers.self_attention import SelfAttention
 from vllm_ms_models.registry import register_model
 
-FULL, WINDOW = "full_attention", "sliding_attention"
-
 
 def attention(config: Any, layer: int, rotary: RotaryEmbedding, context: ModelContext, prefix: str) -> SelfAttention:
     """The norm of queries, and that of keys, is over all heads at once."""
@@ -27,17 +25,15 @@ def attention(config: Any, layer: int, rotary: RotaryEmbedding, context: ModelCo
         ParallelRMSNorm(f"{prefix}.q_norm", config.num_attention_heads, size, eps, group),
         ParallelRMSNorm(f"{prefix}.k_norm", config.num_key_value_heads, size, eps, group),
     )
-    window = config.sliding_window if layer_type(config, layer) == WINDOW else None
+    window = config.sliding_window if layer_type(config, layer) == "sliding_attention" else None
     bias = config.attention_bias
-    return SelfAttention(
-        config, rotary, context, prefix, bias=bias, out_bias=bias, window=window, norms=norms
-    )
+    return SelfAttention(config, rotary, context, prefix, bias=bias, out_bias=bias, window=window, norms=norms)
 
 
-def layer_type(config: Any, layer: int) -> str:
-    """OLMo 2 has none but full attention."""
+def layer_type(config: Any, layer: int) -> str | None:
+    """None for OLMo 2, which has one type of layer."""
     types = getattr(config, "layer_types", None)
-    return types[layer] if types else FULL
+    return types[layer] if types else None
 
 
 class Olmo2DecoderLayer(Layer):
