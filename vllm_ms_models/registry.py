@@ -38,8 +38,8 @@ BUILT_IN = {
     "Qwen3MoeForCausalLM": "vllm_ms_models.qwen3_moe.model",
 }
 
-# Model types (config.json's "model_type") that transformers has no config for -> the class that is one. Checkpoints bring
-# theirs as code, which never runs.
+# Model types (config.json's "model_type") that transformers has no config for -> the class that is one. Checkpoints
+# bring theirs as code, which never runs.
 CONFIGS = {
     "internlm2": "vllm_ms_models.internlm2.config:InternLM2Config",
     "internlm3": "vllm_ms_models.internlm3.config:InternLM3Config",

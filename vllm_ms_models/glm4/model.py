@@ -1,4 +1,4 @@
-"""GLM-4 (GLM team, 2024): `GlmForCausalLM`, and GLM-4-0414, `Glm4ForCausalLM`, which has norms behind the blocks too."""
+"""GLM-4 (GLM team, 2024), `GlmForCausalLM`; and GLM-4-0414, `Glm4ForCausalLM`, with norms behind the blocks too."""
 
 from typing import Any
 

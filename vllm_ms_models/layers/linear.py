@@ -34,7 +34,6 @@ from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.quantization.base import Part
 
-
 Names = Sequence[str] | str
 """Those of several matrices in the checkpoint, or that of one in which they lie one below the other."""
 

@@ -1,7 +1,7 @@
 """Decoders that multiply the embedding, and what each block adds, by fixed numbers (Granite, MiniCPM: muP).
 
-The hidden states of a layer are x + m * block(norm(x)), twice. Here the residual stream is s = x / m, to which a block's
-result is added as it is: s + block(norm(x)). A norm does not see the factor but for its eps:
+The hidden states of a layer are x + m * block(norm(x)), twice. Here the residual stream is s = x / m, to which a
+block's result is added as it is: s + block(norm(x)). A norm does not see the factor but for its eps:
 
     x / sqrt(mean(x^2) + eps) = s / sqrt(mean(s^2) + eps / m^2)
 

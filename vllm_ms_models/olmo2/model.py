@@ -10,9 +10,9 @@ from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.decoder import Decoder
 from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.mlp import GatedMLP
+from vllm_ms_models.layers.norm import RMSNorm
 from vllm_ms_models.layers.parallel_norm import ParallelRMSNorm
 from vllm_ms_models.layers.post_norm import PostRMSNorm, add
-from vllm_ms_models.layers.norm import RMSNorm
 from vllm_ms_models.layers.rotary import RotaryEmbedding
 from vllm_ms_models.layers.self_attention import SelfAttention
 from vllm_ms_models.registry import register_model
