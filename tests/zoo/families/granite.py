@@ -8,7 +8,7 @@ FACTORS = {
     "embedding_multiplier": 12.0,
     "attention_multiplier": 0.3,
     "residual_multiplier": 0.22,
-    "logits_scaling": 8.0,
+    "logits_scaling": 2.5,
     "initializer_range": 0.4,  # logits are divided: this keeps them apart
 }
 

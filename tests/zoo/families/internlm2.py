@@ -44,8 +44,12 @@ def by_heads(parts: list[torch.Tensor], kv_heads: int) -> torch.Tensor:
 
 
 def entries(config: dict[str, Any]) -> dict[str, Any]:
-    """Names in `quantization_config` are by the model's own."""
-    return {"bias": config["attention_bias"]}
+    """What Llama's config says otherwise; a quantized checkpoint names the modules that it leaves alone."""
+    found = {"bias": config["attention_bias"]}
+    if "quantization_config" in config:
+        ignored = ["output" if name == "lm_head" else name for name in config["quantization_config"]["ignore"]]
+        found["quantization_config"] = config["quantization_config"] | {"ignore": ignored}
+    return found
 
 
 FAMILY = Family(
