@@ -45,6 +45,8 @@ FAMILIES = {
     "llama": Family({"attention_bias": True, "mlp_bias": True}),
     "mistral": Family({"sliding_window": 16}),
     "qwen3": Family({"tie_word_embeddings": True}),
+    # Matrices of several projections, each with one adapter.
+    "phi3": Family(modules=("qkv_proj", "o_proj", "gate_up_proj", "down_proj")),
     # Experts, which adapters leave alone, in all layers but one.
     "qwen3_moe": Family(
         {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "mlp_only_layers": [1]},

@@ -36,6 +36,7 @@ PREFIX = "model.layers.1"
 FUSED = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
 GATED = ["mlp.gate_proj", "mlp.up_proj"]
 TOKENS = 9
+ROWS = ("compressed-tensors w8a8 static", "awq", "gptq, activation order", "fp8 in blocks")
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +138,9 @@ def test_linears(name: str) -> None:
     torch.testing.assert_close(to_torch(gated).double(), torch.nn.functional.silu(gate) * up, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize(
+    "name", [name if name in ROWS else pytest.param(name, marks=pytest.mark.slow) for name in SCHEMES]
+)
 def test_rows_of_one_matrix(name: str) -> None:
     """Two outputs, the first of two stretches, as where a checkpoint has queries, keys and values in one matrix."""
     model, linear, x = written("qwen2", SCHEMES[name]), "mlp.up_proj", inputs(80)
