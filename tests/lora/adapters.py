@@ -137,7 +137,7 @@ def adapt(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
 
 def three(family: str, **common: Any) -> list[Path]:
     """Adapters of different ranks and scales, for all modules or some."""
-    names = ("kv_a_proj_with_mqa", "o_proj") if family == "deepseek_v3" else ("q_proj", "v_proj")
+    names = {"deepseek_v3": ("kv_a_proj_with_mqa", "o_proj"), "phi3": ("qkv_proj",)}.get(family, ("q_proj", "v_proj"))
     by_pattern = isinstance(FAMILIES[family].modules, str)
     some = rf".*\.({'|'.join(names)})" if by_pattern else list(names)
     return [
