@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from tests.checkpoints import DEEPSEEK, checkpoint
 from tests.quantization.comparison import UNIT_TOLERANCE
-from tests.quantization.models import Quantized, written
+from tests.quantization.models import written
 from tests.quantization.writers_compressed import SCHEMES
 from tests.reference import torch_reference
 from tests.reference.torch_reference import LOGPROB_TOLERANCE
@@ -26,7 +26,6 @@ from tests.servers import DEMO
 
 ADDED = ["<think>", "</think>", "<tool_call>", "</tool_call>"]  # the first of these is token 1024
 VOCABULARY = 1040
-WHOLE: dict[str, Any] = {"vocab_size": VOCABULARY}
 
 # The demo's, with tools, tool calls, results, and reasoning where it is asked for.
 TEMPLATE = """
@@ -76,20 +75,16 @@ class Family:
 
 
 @functools.cache
-def family(name: str) -> Family:
+def family(name: str, vocabulary: int = VOCABULARY) -> Family:
     if name == "quantized":
-        model = _quantized()
+        model = written("llama", SCHEMES["w8a8 dynamic"], vocab_size=vocabulary)  # int8 weights and activations
         folder, reference, tolerance = model.folder, model.model, UNIT_TOLERANCE
     else:
-        folder = _demo() if name == "qwen2" else checkpoint(name, **(FAMILIES[name] | WHOLE))
+        options = FAMILIES[name] | {"vocab_size": vocabulary}
+        folder = _demo(vocabulary) if name == "qwen2" else checkpoint(name, **options)
         reference, tolerance = torch_reference.load(folder), LOGPROB_TOLERANCE
     _write_tokenizer(folder)
     return Family(name, folder, reference, tolerance)
-
-
-def _quantized() -> Quantized:
-    """A random Llama with int8 weights and activations."""
-    return written("llama", SCHEMES["w8a8 dynamic"], **WHOLE)
 
 
 @functools.cache
@@ -97,17 +92,17 @@ def _root() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="vllm_ms_models_features_")
 
 
-def _demo() -> Path:
+def _demo(vocabulary: int) -> Path:
     """The demo with rows of zeros for the added tokens in its embedding, which is its head too."""
-    folder = Path(_root().name) / "demo"
+    folder = Path(_root().name) / f"demo_{vocabulary}"
     shutil.copytree(DEMO, folder)
     config = json.loads((folder / "config.json").read_text())
     tensors = load_file(folder / "model.safetensors")
     embedding = tensors["model.embed_tokens.weight"]
-    more = torch.zeros(VOCABULARY - len(embedding), embedding.shape[1], dtype=embedding.dtype)
+    more = torch.zeros(vocabulary - len(embedding), embedding.shape[1], dtype=embedding.dtype)
     tensors["model.embed_tokens.weight"] = torch.cat((embedding, more))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config | WHOLE))
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": vocabulary}))
     return folder
 
 

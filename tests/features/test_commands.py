@@ -92,7 +92,8 @@ def test_bench_latency(family_name: str, tmp_path: Path) -> None:
         "--num-iters-warmup",
         "1",
     )
-    run("bench", "latency", *model_option(family_name), *sizes, *ENGINE, "--output-json", str(result))
+    model = family(family_name, vocabulary=10_000)  # the command takes tokens from so many
+    run("bench", "latency", "--model", str(model.folder), *sizes, *ENGINE, "--output-json", str(result))
     assert len(json.loads(result.read_text())["latencies"]) == 3
 
 
