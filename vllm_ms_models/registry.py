@@ -22,6 +22,7 @@ BUILT_IN = {
     "Glm4ForCausalLM": "vllm_ms_models.glm4.model",
     "Glm4MoeForCausalLM": "vllm_ms_models.glm4_moe.model",
     "GlmForCausalLM": "vllm_ms_models.glm4.model",
+    "GptOssForCausalLM": "vllm_ms_models.gpt_oss.model",
     "GraniteForCausalLM": "vllm_ms_models.granite.model",
     "InternLM2ForCausalLM": "vllm_ms_models.internlm2.model",
     "InternLM3ForCausalLM": "vllm_ms_models.internlm3.model",

@@ -156,16 +156,21 @@ def gated_products(kind: str, products: np.ndarray, errors: np.ndarray) -> Bound
     (gate, up), (gate_error, up_error) = np.split(products, 2, 1), np.split(errors, 2, 1)
     values, error = gated(kind, gate, up)
     slope = 1.13 * gate_error
+    if kind == "clamped_swiglu":  # limits only make differences smaller
+        up = np.clip(up, -7, 7) + 1
     return values, error + slope * (np.abs(up) + up_error) + (np.abs(gate) + slope) * up_error
 
 
 def gated(kind: str, gate: np.ndarray, up: np.ndarray) -> Bounded:
-    """`gate * share(gate) * up` with 0 <= share <= 1; `kind` is "silu", "gelu" or "gelu_tanh".
+    """`gate * share(gate) * up` with 0 <= share <= 1; `kind` is "silu", "gelu", "gelu_tanh" or "clamped_swiglu".
 
     A share s = 1 / (1 + exp(-z)) is off by s (1 - s) times the relative error of the exponential, (64 + 14 |z|) u with
     that of z (itself off by a relative 6 u in the tanh form): at most 19.2 u. erf has an absolute error of a few u.
     """
-    if kind == "silu":
+    if kind == "clamped_swiglu":
+        gate, up = np.minimum(gate, 7), np.clip(up, -7, 7) + 1
+        share = 1 / (1 + np.exp(-1.702 * gate))
+    elif kind == "silu":
         share = 1 / (1 + np.exp(-gate))
     elif kind == "gelu_tanh":
         share = (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))) / 2
@@ -263,6 +268,7 @@ def attention(
     causal: bool,
     share: float = 0.0,
     scaled: bool = False,
+    sinks: np.ndarray | None = None,
 ) -> Bounded:
     """Row by row and head by head, in the order of the definition; `share` is from `share_error`.
 
@@ -280,7 +286,8 @@ def attention(
             pages = paged.cache[paged.block_tables[sequence, attended // block_size], :, :, attended % block_size]
             for head in range(heads.shape[1]):
                 kv = pages[:, :, head // (heads.shape[1] // kv_heads)]
-                pair = _attend(heads[row, head], kv[:, 0], kv[:, 1], scale, soft_cap, share, scaled)
+                sink = None if sinks is None else sinks[head]
+                pair = _attend(heads[row, head], kv[:, 0], kv[:, 1], scale, soft_cap, share, scaled, sink)
                 values[row, head], error[row, head] = pair
     return values.reshape(query.shape), error.reshape(query.shape)
 
@@ -293,6 +300,7 @@ def _attend(
     soft_cap: float | None,
     share: float,
     scaled: bool,
+    sink: float | None,
 ) -> Bounded:
     """One head of one token.
 
@@ -307,17 +315,22 @@ def _attend(
     Scales of keys and of values (`scaled`) are one more product each. Probabilities are then summed before they are
     multiplied by the values' scales and rounded, so that this error, 2^-8 of each, does not cancel; that of the
     exponential does as before, and is at most twice 1.02e-4 of the values' magnitude.
+
+    A `sink` is the score of one more position, whose value is 0; it is known but for a product with log2(e).
     """
     scores = keys @ query * scale
     off = (len(query) + 2 + scaled) * UNIT * (np.abs(keys) @ np.abs(query)) * abs(scale)
     if soft_cap is not None:
         scores = soft_cap * np.tanh(scores / soft_cap)
         off = off + 32 * UNIT * soft_cap
+    if sink is not None:
+        scores, off = np.append(scores, sink), np.append(off, 2 * UNIT * abs(sink))
+        values = np.concatenate((values, np.zeros_like(values[:1])))
     below = scores.max() - scores
     shares = np.exp(-below)
     shares /= shares.sum()
     relative = off + off[scores.argmax()] + UNIT * np.abs(scores) + (65 + 9 * below) * UNIT
-    relative = relative + shares @ relative + (2 * len(keys) + 4 + scaled) * UNIT
+    relative = relative + shares @ relative + (2 * len(values) + 4 + scaled) * UNIT
     want = shares @ values
     if scaled and share:
         return want, (shares * (relative + share + 1.02e-4)) @ np.abs(values) * (1 + share)

@@ -139,7 +139,7 @@ def test_linear(
     size=st.sampled_from((1, 16, 23, 48, 70, 96, 200)),
     width=widths,
     biased=st.booleans(),
-    kind=st.sampled_from(("silu", "gelu", "gelu_tanh")),
+    kind=st.sampled_from(("silu", "gelu", "gelu_tanh", "clamped_swiglu")),
 )
 def test_linear_gated(
     kernels: Kernels, seed: int, dtype: Any, tokens: int, size: int, width: int, biased: bool, kind: str
@@ -250,6 +250,21 @@ def test_layer_norm(
 
 
 @examples
+@given(seed=seeds, dtype=dtypes, shape=st.tuples(ref.token_counts, widths), scale=ref.scales)
+def test_add_layer_norm(kernels: Kernels, seed: int, dtype: Any, shape: tuple[int, int], scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    x, residual = normal(rng, shape, dtype, scale), normal(rng, shape, dtype)
+    weight, bias = (normal(rng, shape[1:], ms.float32) for _ in range(2))
+    x_tensor, tensor = to_tensor(x, dtype), to_tensor(residual, dtype)
+    parameters = to_tensor(weight, ms.float32), to_tensor(bias, ms.float32)
+    normed, same = kernels.add_layer_norm(x_tensor, tensor, *parameters, 1e-5)
+    ref.assert_close(tensor, (x + residual, ref.UNIT * np.abs(x + residual)), dtype)
+    np.testing.assert_array_equal(to_array(same), to_array(tensor))
+    ref.assert_close(normed, ref.layer_norm(to_array(tensor), weight, bias, 1e-5), dtype)
+    np.testing.assert_array_equal(to_array(x_tensor), x)
+
+
+@examples
 @given(
     seed=seeds,
     dtype=dtypes,
@@ -296,6 +311,7 @@ def test_wrong_shapes_are_refused(kernels: Kernels) -> None:
         lambda: kernels.add_rms_norm(x, wide, ones, 1e-6),
         lambda: kernels.layer_norm(wide, ones, ones, 1e-6),
         lambda: kernels.layer_norm(x, ones, to_tensor(np.ones(5), ms.float32), 1e-6),
+        lambda: kernels.add_layer_norm(x, wide, ones, ones, 1e-6),
         lambda: kernels.activate(x, "tanh"),
         lambda: kernels.silu_and_mul(x, wide),
         lambda: kernels.gelu_and_mul(x, wide, True),

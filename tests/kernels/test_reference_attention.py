@@ -98,6 +98,7 @@ def test_write_kv(
     window=st.one_of(st.none(), st.integers(1, 20)),
     soft_cap=st.sampled_from((None, 1.5, 30.0)),
     causal=st.booleans(),
+    sinks=st.sampled_from((None, 0.0, 3.0)),
     padding=st.sampled_from((0, 0, 3)),
     data=st.data(),
 )
@@ -112,25 +113,35 @@ def test_paged_attention(
     window: int | None,
     soft_cap: float | None,
     causal: bool,
+    sinks: float | None,
     padding: int,
     data: Any,
 ) -> None:
+    """`sinks` is how far they are apart: 0 is a sink that is as large as a score of 0."""
     rng = np.random.default_rng(seed)
     paged = data.draw(ref.paged_sequences(rng, dtype, kv_heads, head_size, window, ref.block_sizes(kernels)))
     tokens = int(paged.query_start[-1])
     query = normal(rng, (tokens + padding, group * kv_heads * head_size), dtype)
     _, cache = ref.shared(ref.pack_cache(kernels, paged.cache, dtype), dtype)
     options = (scale, window, soft_cap, causal)
-    got = kernels.paged_attention(to_tensor(query, dtype), cache, paged.tensors(), *options)
+    chosen = None if sinks is None else normal(rng, (group * kv_heads,), ms.float32, sinks)
+    tensor = None if chosen is None else to_tensor(chosen, ms.float32)
+    got = kernels.paged_attention(to_tensor(query, dtype), cache, paged.tensors(), *options, sinks=tensor)
     assert got.shape == query.shape
-    want = ref.attention(query[:tokens], paged, *options, ref.share_error(kernels, dtype))
+    want = ref.attention(query[:tokens], paged, *options, ref.share_error(kernels, dtype), sinks=chosen)
     ref.assert_close(got[:tokens], want, dtype)
 
 
 @pytest.mark.parametrize("dtype", ref.DTYPES)
 @pytest.mark.parametrize(("group", "head_size", "window"), [(7, 64, None), (1, 80, 300), (3, 33, None)])
-def test_long_sequences(kernels: Kernels, dtype: Any, group: int, head_size: int, window: int | None) -> None:
-    """Several tiles, split among the threads: decode over 700 and 2001 positions, 50 rows of 600, all of 70."""
+@pytest.mark.parametrize("sinks", [False, True])
+def test_long_sequences(
+    kernels: Kernels, dtype: Any, group: int, head_size: int, window: int | None, sinks: bool
+) -> None:
+    """Several tiles, split among the threads: decode over 700 and 2001 positions, 50 rows of 600, all of 70.
+
+    Sinks are larger than all scores together for some heads, and count once, in however many pieces a row is done.
+    """
     rng = np.random.default_rng(0)
     queries, lengths, block_size = np.array([1, 50, 70, 1]), np.array([2001, 600, 70, 700]), 32
     counts = -(-lengths // block_size)
@@ -145,8 +156,11 @@ def test_long_sequences(kernels: Kernels, dtype: Any, group: int, head_size: int
     query = normal(rng, (queries.sum(), 2 * group * head_size), dtype)
     packed = to_tensor(ref.pack_cache(kernels, cache, dtype), dtype)
     options = (head_size**-0.5, window, None, True)
-    got = kernels.paged_attention(to_tensor(query, dtype), packed, paged.tensors(), *options)
-    ref.assert_close(got, ref.attention(query, paged, *options, ref.share_error(kernels, dtype)), dtype)
+    chosen = normal(rng, (2 * group,), ms.float32, 6.0) if sinks else None
+    tensor = None if chosen is None else to_tensor(chosen, ms.float32)
+    got = kernels.paged_attention(to_tensor(query, dtype), packed, paged.tensors(), *options, sinks=tensor)
+    want = ref.attention(query, paged, *options, ref.share_error(kernels, dtype), sinks=chosen)
+    ref.assert_close(got, want, dtype)
 
 
 def test_long_prefill_in_chunks(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:

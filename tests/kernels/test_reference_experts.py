@@ -142,9 +142,10 @@ def choices(rng: np.random.Generator, tokens: int, top_k: int, experts: int) -> 
     width=st.sampled_from((1, 13, 64, 130)),
     size=st.sampled_from((1, 20, 48)),
     experts=st.sampled_from((1, 3, 9)),
-    gate=st.sampled_from(("silu", "gelu", "gelu_tanh")),
+    gate=st.sampled_from(("silu", "gelu", "gelu_tanh", "clamped_swiglu")),
     first=st.sampled_from((0, 5)),
     shared=st.booleans(),
+    biased=st.booleans(),
 )
 def test_experts_in_float32(
     kernels: Kernels,
@@ -156,18 +157,20 @@ def test_experts_in_float32(
     gate: str,
     first: int,
     shared: bool,
+    biased: bool,
 ) -> None:
     """Every token by itself, in float64."""
     rng = np.random.default_rng(seed)
     x, addend = normal(rng, (tokens, width), ms.float32), normal(rng, (tokens, width), ms.float32) * shared
     gate_up = [normal(rng, (2 * size, width), ms.float32) for _ in range(experts)]
     down = [normal(rng, (width, size), ms.float32) for _ in range(experts)]
+    biases = [normal(rng, (experts, outputs), ms.float32) * biased for outputs in (2 * size, width)]
     ids, shares = choices(rng, tokens, min(3, experts), experts)
     want, error = addend.copy(), (ids.shape[1] + 2) * UNIT * np.abs(addend)
     for token, k in np.argwhere((ids >= 0) & (ids < experts)):
         e = ids[token, k]
-        gated, gated_error = ref.linear_gated(gate, x[token : token + 1], gate_up[e], None)
-        product, product_error = ref.linear(gated, down[e])
+        gated, gated_error = ref.linear_gated(gate, x[token : token + 1], gate_up[e], biases[0][e])
+        product, product_error = ref.linear(gated, down[e], biases[1][e])
         product_error = product_error + (gated_error + UNIT * np.abs(gated)) @ np.abs(down[e]).T * (1 + 1e-3)
         share = float(shares[token, k])
         want[token] += share * product[0]
@@ -181,6 +184,7 @@ def test_experts_in_float32(
         gate,
         to_tensor(addend, ms.float32) if shared else None,
         first,
+        *(to_tensor(bias, ms.float32) if biased else None for bias in biases),
     )
     ref.assert_close(got, (want, error), ms.float32)
 
@@ -199,21 +203,32 @@ def test_experts_are_their_linears(
     kernels: Kernels, kind: Integers | None, seed: int, dtype: Any, tokens: int, width: int, size: int, shared: bool
 ) -> None:
     """With every kind of weight: the rows of an expert go through `linear_gated` and `linear`, and are summed once."""
-    check_linears(kernels, kind, seed, dtype, tokens, width, size, shared)
+    check_linears(kernels, kind, seed, dtype, tokens, width, size, shared, biased=bool(seed % 3))
 
 
 @pytest.mark.parametrize("kind", WEIGHTS, ids=str)
 @pytest.mark.parametrize("tokens", [1, 130])
 def test_experts_that_threads_share(kernels: Kernels, kind: Integers | None, tokens: int) -> None:
     """So wide that few rows are multiplied in slices of a matrix; of 130 tokens some experts have too many for that."""
-    check_linears(kernels, kind, tokens, ms.bfloat16, tokens, 1040, 328, True)
+    check_linears(kernels, kind, tokens, ms.bfloat16, tokens, 1040, 328, True, biased=True)
 
 
 def check_linears(
-    kernels: Kernels, kind: Integers | None, seed: int, dtype: Any, tokens: int, width: int, size: int, shared: bool
+    kernels: Kernels,
+    kind: Integers | None,
+    seed: int,
+    dtype: Any,
+    tokens: int,
+    width: int,
+    size: int,
+    shared: bool,
+    biased: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
     experts = 5
+    biases = [
+        to_tensor(normal(rng, (experts, n), ms.float32), ms.float32) if biased else None for n in (2 * size, width)
+    ]
 
     def weight(sizes: list[int], inputs: int) -> Any:
         if kind is None:
@@ -228,9 +243,9 @@ def check_linears(
         rows, k = np.nonzero(ids == e)
         if not len(rows):
             continue
-        product = kernels.linear(
-            kernels.linear_gated(to_tensor(x[rows], dtype), gate_up[e], "silu"), down[e], dtype=ms.float32
-        )
+        own = [None if bias is None else bias[e].contiguous() for bias in biases]
+        gated = kernels.linear_gated(to_tensor(x[rows], dtype), gate_up[e], "silu", own[0])
+        product = kernels.linear(gated, down[e], own[1], ms.float32)
         parts = to_array(product) * shares[rows, k][:, None].astype(np.float64)
         want[rows] += parts
         magnitude[rows] += np.abs(parts)
@@ -242,6 +257,8 @@ def check_linears(
         Tensor(shares),
         "silu",
         to_tensor(addend, dtype) if shared else None,
+        0,
+        *biases,
     )
     ref.assert_close(got, (want, 5 * UNIT * magnitude), dtype)
 
@@ -264,6 +281,8 @@ def test_experts_that_do_not_fit_are_refused(kernels: Kernels) -> None:
         (x, gate_up, down, ids, shares[:2].contiguous(), "silu"),
         (x, gate_up, down, ids, shares, "relu"),
         (x, gate_up, down, ids, shares, "silu", x[:2].contiguous()),
+        (x, gate_up, down, ids, shares, "silu", None, 0, to_tensor(np.ones((2, 8)), ms.float32)),
+        (x, gate_up, down, ids, shares, "silu", None, 0, None, to_tensor(np.ones((1, 6)), ms.float32)),
     ):
         with pytest.raises(ValueError):
             kernels.experts(*arguments)

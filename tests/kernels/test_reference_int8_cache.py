@@ -74,6 +74,7 @@ def test_write_int8(
     window=st.one_of(st.none(), st.integers(1, 20)),
     soft_cap=st.sampled_from((None, 1.5, 30.0)),
     causal=st.booleans(),
+    sinks=st.booleans(),
     data=st.data(),
 )
 def test_attention_to_int8(
@@ -87,6 +88,7 @@ def test_attention_to_int8(
     window: int | None,
     soft_cap: float | None,
     causal: bool,
+    sinks: bool,
     data: Any,
 ) -> None:
     """Any mix of prefill and decode; what must not be read has random bytes for integers and NaN for scales."""
@@ -95,8 +97,10 @@ def test_attention_to_int8(
     cache, exact = filled(kernels, paged, dtype, rng)
     query = normal(rng, (int(paged.query_start[-1]), group * kv_heads * head_size), dtype)
     options = (scale, window, soft_cap, causal)
-    got = kernels.paged_attention(to_tensor(query, dtype), cache, exact.tensors(), *options)
-    want = ref.attention(query, exact, *options, ref.share_error(kernels, dtype), scaled=True)
+    chosen = normal(rng, (group * kv_heads,), ms.float32) if sinks else None
+    tensor = None if chosen is None else to_tensor(chosen, ms.float32)
+    got = kernels.paged_attention(to_tensor(query, dtype), cache, exact.tensors(), *options, sinks=tensor)
+    want = ref.attention(query, exact, *options, ref.share_error(kernels, dtype), scaled=True, sinks=chosen)
     ref.assert_close(got, want, dtype)
 
 

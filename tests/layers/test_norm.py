@@ -19,7 +19,7 @@ from tests.layer_testing import (
     token_counts,
 )
 from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
-from vllm_ms_models.layers.norm import AddRMSNorm, LayerNorm, RMSNorm
+from vllm_ms_models.layers.norm import AddLayerNorm, AddRMSNorm, LayerNorm, RMSNorm
 
 eps = st.sampled_from((1e-6, 1e-5))
 scales = st.sampled_from((0.0, 1e-3, 1.0, 30.0))
@@ -97,6 +97,25 @@ def test_layer_norm(affine, bias, seed, dtype, stored, tokens, features, eps, sc
     parameters = (tensors[name].double() if name in tensors else None for name in ("norm.weight", "norm.bias"))
     want = torch.nn.functional.layer_norm(x.double(), (features,), *parameters, eps)
     assert_close(call(cell, x), want, layer_norm_error(x, tensors, want, eps), dtype)
+
+
+@examples
+@given(seeds, dtypes, token_counts, sizes, eps)
+def test_residual_before_a_layer_norm(seed, dtype, tokens, features, eps):
+    """As AddRMSNorm: the sum, rounded, is the stream, and what is normalised; the first layer starts it."""
+    tensors = {f"norm.{name}": normal(seed + i, features) for i, name in enumerate(("weight", "bias"))}
+    cell = AddLayerNorm("norm", features, eps)
+    load(cell, tensors)
+    x, stream = (normal(seed + i, tokens, features, dtype=dtype) for i in (2, 3))
+    total = (stream.float() + x.float()).to(dtype)
+    residual = to_mindspore(stream)
+    for start, before in ((total, None), (x, residual)):
+        hidden = to_mindspore(start.clone())
+        normed, returned = cell(hidden, before)
+        assert returned is (hidden if before is None else residual)
+        assert torch.equal(to_torch(returned), total)
+        want = torch.nn.functional.layer_norm(total.double(), (features,), *(t.double() for t in tensors.values()), eps)
+        assert_close(to_torch(normed), want, layer_norm_error(total, tensors, want, eps), dtype)
 
 
 def layer_norm_error(x: torch.Tensor, tensors: dict[str, torch.Tensor], want: torch.Tensor, eps: float) -> torch.Tensor:

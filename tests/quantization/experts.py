@@ -37,7 +37,7 @@ def take_apart(model: torch.nn.Module) -> torch.nn.Module:
     """`model`, whose blocks of fused experts were replaced."""
     for module in model.modules():
         fused: Any = getattr(module, "experts", None)
-        if hasattr(fused, "gate_up_proj"):
+        if hasattr(fused, "gate_up_proj") and not hasattr(fused, "gate_up_proj_bias"):  # gpt-oss keeps them
             pairs = zip(fused.gate_up_proj.detach(), fused.down_proj.detach(), strict=True)
             module.experts = Experts([Expert(gate_up, down) for gate_up, down in pairs])
     return model

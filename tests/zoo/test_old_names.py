@@ -11,6 +11,7 @@ from tests.engines import engine, greedy, token_ids
 from tests.zoo.models import made
 
 
+@pytest.mark.slow
 def test_first_opt_checkpoints(tmp_path: Path) -> None:
     folder = made("opt", {}).folder
     prompts = random_prompts((5, 20))

@@ -25,6 +25,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "fp8": ("fp8",),
     "awq": ("awq", "auto_awq", "awq_marlin"),
     "gptq": ("gptq", "auto_gptq", "gptq_marlin"),
+    "mxfp4": ("mxfp4", "gpt_oss_mxfp4"),
     "ascend": ("ascend",),
     "golden-stick": ("golden-stick",),
 }

@@ -154,7 +154,8 @@ class Kernels(ABC):
         """`activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias)`, rounded once.
 
         `weight` has two parts of one size, gate and up; the result is `[tokens, sizes[0]]`. `activation` is `silu`,
-        `gelu` (with erf) or `gelu_tanh`. `addend` is added to gate and up before they meet.
+        `gelu` (with erf), `gelu_tanh`, or gpt-oss's `clamped_swiglu`: `g * sigmoid(1.702 g) * (u + 1)`, where g is the
+        gate, at most 7, and u `up`, from -7 to 7. `addend` is added to gate and up before they meet.
         """
 
     @abstractmethod
@@ -202,6 +203,8 @@ class Kernels(ABC):
         activation: str,
         addend: Tensor | None = None,
         first_expert: int = 0,
+        gate_up_bias: Tensor | None = None,
+        down_bias: Tensor | None = None,
     ) -> Tensor:
         """`sum_k shares[t, k] * down[e](linear_gated(x[t], gate_up[e])) + addend[t]`, e = `ids[t, k] - first_expert`.
 
@@ -209,7 +212,8 @@ class Kernels(ABC):
         the dtype of `x`, as `linear_gated` does; the rest is float32, summed in ascending order of experts, and rounded
         once. `gate_up` and `down` have a weight each for every expert of this rank; those of experts that no token has
         chosen are not read. `ids` and `shares` are from `choose_experts`; an e that is not among the weights adds
-        nothing (another rank owns it).
+        nothing (another rank owns it). Biases are float32, a row for each of the weights: `[experts, gate | up]` and
+        `[experts, features]`; they are added to the products.
         """
 
     # --- elementwise -------------------------------------------------------------------------------------------
@@ -232,6 +236,12 @@ class Kernels(ABC):
 
         `x` is `[..., features]`, `weight` and `bias` float32 `[features]`; the variance is the mean of squares.
         """
+
+    @abstractmethod
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """`residual += x` (in place, rounded to its dtype), then `layer_norm(residual)`: (normed, residual)."""
 
     @abstractmethod
     def activate(self, x: Tensor, activation: str) -> Tensor:
@@ -299,13 +309,15 @@ class Kernels(ABC):
         window: int | None = None,
         soft_cap: float | None = None,
         causal: bool = True,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Attention of `query` `[tokens, heads * head_size]` over the paged cache, any mix of prefill and decode.
 
         Query head h reads KV head `h // (heads / kv_heads)`. The token at position p attends to positions j <= p
         (all of the sequence's when not `causal`), and, with a `window`, j > p - window. Scores are
         `scale * q.k`, then `soft_cap * tanh(score / soft_cap)` if given, softmax in float32. Rows that belong to no
-        sequence (beyond `query_start[-1]`) are undefined.
+        sequence (beyond `query_start[-1]`) are undefined. `sinks`, float32 `[heads]`, are scores of one more position
+        that all see and that has no value: `exp(sink)` joins the sum that probabilities are divided by.
 
         In a cache of int8, a key or value is its integers times its scale: `q.k` is the product with the integers
         times the key's scale, and a value's scale multiplies the value's probability, unless that is 0. Hence what a

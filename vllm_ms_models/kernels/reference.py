@@ -122,7 +122,8 @@ class ReferenceKernels(Kernels):
         self, x: Tensor, weight: Weight, activation: str, bias: Tensor | None = None, addend: Addend | None = None
     ) -> Tensor:
         _require(len(set(weight.sizes)) == 1 and len(weight.sizes) == 2, f"gate and up have the sizes {weight.sizes}")
-        _require(activation in ("silu", "gelu", "gelu_tanh"), f"there is no gated activation {activation!r}")
+        known = ("silu", "gelu", "gelu_tanh", "clamped_swiglu")
+        _require(activation in known, f"there is no gated activation {activation!r}")
         gate, up = (part.contiguous() for part in ops.split(self._product(x, weight, bias, addend), weight.sizes[0], 1))
         return _cast(reference_elementwise.gate_and_mul(gate, up, activation), x.dtype)
 
@@ -178,6 +179,14 @@ class ReferenceKernels(Kernels):
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         return reference_elementwise.layer_norm(x, weight, bias, eps)
+
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        _require(x.shape == residual.shape, f"x is {x.shape}, the residual {residual.shape}")
+        if 0 not in x.shape:
+            _overwrite(residual, _float32(residual) + _float32(x))
+        return self.layer_norm(residual, weight, bias, eps), residual
 
     def activate(self, x: Tensor, activation: str) -> Tensor:
         return reference_elementwise.activate(x, activation)
@@ -267,9 +276,12 @@ class ReferenceKernels(Kernels):
         window: int | None = None,
         soft_cap: float | None = None,
         causal: bool = True,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         tokens, features = query.shape
         head_size = reference_cache.head_size_of(cache)
+        if sinks is not None:
+            _require(sinks.shape == (features // head_size,), f"{features // head_size} heads have sinks {sinks.shape}")
         result = mint.empty((tokens, features), dtype=query.dtype)
         if tokens == 0:
             return result
@@ -288,7 +300,7 @@ class ReferenceKernels(Kernels):
                 stop = int(positions[-1]) + 1 if causal else int(length)
                 pages = self._gather(cache, table, lowest, stop)
                 mask = _mask(positions, np.arange(lowest, stop), window, causal)
-                rows = self._attend(heads[first:last], *pages, mask, scale, soft_cap)
+                rows = self._attend(heads[first:last], *pages, mask, scale, soft_cap, sinks)
                 _copy(memory[first:last], _memory(rows.contiguous()))
         return result
 
@@ -342,6 +354,7 @@ class ReferenceKernels(Kernels):
         mask: Tensor,
         scale: float,
         soft_cap: float | None,
+        sinks: Tensor | None,
     ) -> Tensor:
         """Attention of `query` `[rows, heads, head_size]` where `mask` `[rows, positions]` is true, in float32."""
         rows, heads, head_size = query.shape
@@ -353,7 +366,9 @@ class ReferenceKernels(Kernels):
             # The Tanh operator is off by 1e-4 on CPU; this form by 2e-6.
             scores = (2.0 * sigmoid(scores * (2.0 / soft_cap)) - 1.0) * soft_cap
         scores = ops.where(mask, scores.reshape(heads, rows, positions), _MASKED)
-        shares = ops.softmax(scores, -1).reshape(kv_heads, -1, positions)
+        if sinks is not None:  # one more position, of which only the share is kept from the others
+            scores = ops.concat([scores, ops.broadcast_to(sinks.reshape(heads, 1, 1), (heads, rows, 1))], -1)
+        shares = ops.softmax(scores, -1)[..., :positions].reshape(kv_heads, -1, positions)
         if scales is not None:
             shares = ops.select(shares != 0, shares * scales[1], 0.0)
         result = self._batch_matmul(shares, values).reshape(heads, rows, head_size)

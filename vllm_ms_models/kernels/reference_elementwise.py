@@ -44,7 +44,11 @@ def gate_and_mul(gate: Tensor, up: Tensor, activation: str) -> Tensor:
         raise ValueError(f"gate is {gate.shape}, up {up.shape}")
     if 0 in gate.shape:
         return mint.empty(gate.shape, dtype=gate.dtype)
-    return cast(_activated(cast(gate, ms.float32), activation) * cast(up, ms.float32), gate.dtype)
+    wide, other = cast(gate, ms.float32), cast(up, ms.float32)
+    if activation == "clamped_swiglu":
+        wide, other = ops.where(wide > 7.0, 7.0, wide), ops.where(other > 7.0, 7.0, other)
+        return cast(wide * sigmoid(wide * 1.702) * (ops.where(other < -7.0, -7.0, other) + 1.0), gate.dtype)
+    return cast(_activated(wide, activation) * other, gate.dtype)
 
 
 def sigmoid(x: Tensor) -> Tensor:

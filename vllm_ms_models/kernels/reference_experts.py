@@ -56,6 +56,8 @@ def multiply(
     activation: str,
     addend: Tensor | None = None,
     first_expert: int = 0,
+    gate_up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
 ) -> Tensor:
     """As `Kernels.experts`, in float32; `kernels` multiply."""
     if len(gate_up) != len(down) or ids.shape != shares.shape or ids.shape[:1] != x.shape[:1]:
@@ -65,15 +67,18 @@ def multiply(
         )
     if addend is not None and addend.shape != x.shape:
         raise ValueError(f"the addend is {addend.shape}, x is {x.shape}")
+    for bias, weights in ((gate_up_bias, gate_up), (down_bias, down)):
+        if bias is not None and any(bias.shape != (len(weights), weight.out_features) for weight in weights):
+            raise ValueError(f"the biases are {bias.shape}, of {len(weights)} experts with other outputs")
     total = np.zeros(x.shape, np.float32) if addend is None else addend.astype(ms.float32).asnumpy().copy()
-    chosen, weights = ids.asnumpy() - first_expert, shares.asnumpy()
+    chosen, factors = ids.asnumpy() - first_expert, shares.asnumpy()
     for expert in np.unique(chosen):
         if not 0 <= expert < len(gate_up):
             continue
         rows, choices = np.nonzero(chosen == expert)
         taken = ops.gather(x.astype(ms.float32), Tensor(rows.astype(np.int32)), 0).astype(x.dtype)
-        product = kernels.linear(
-            kernels.linear_gated(taken, gate_up[expert], activation), down[expert], dtype=ms.float32
-        )
-        np.add.at(total, rows, (product * Tensor(weights[rows, choices][:, None])).asnumpy())
+        biases = [None if bias is None else bias[int(expert)].contiguous() for bias in (gate_up_bias, down_bias)]
+        gated = kernels.linear_gated(taken, gate_up[expert], activation, biases[0])
+        product = kernels.linear(gated, down[expert], biases[1], ms.float32)
+        np.add.at(total, rows, (product * Tensor(factors[rows, choices][:, None])).asnumpy())
     return Tensor(total)

@@ -8,13 +8,16 @@ _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
 }
 
+CLAMPED_SWIGLU = "clamped_swiglu"
+"""gpt-oss's, which no `hidden_act` names."""
+
 # What only blocks without a gate have.
 _PLAIN = _ACTIVATIONS | {"gelu_fast": "gelu_tanh", "quick_gelu": "quick_gelu", "relu": "relu"}
 
 
 def gated_activation(name: str) -> str:
     """What `Kernels.linear_gated` calls config.json's `hidden_act`; ValueError for one that is not implemented."""
-    return _find(name, _ACTIVATIONS)
+    return name if name == CLAMPED_SWIGLU else _find(name, _ACTIVATIONS)
 
 
 def plain_activation(name: str) -> str:

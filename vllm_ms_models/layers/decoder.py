@@ -39,7 +39,7 @@ class Decoder(Layer):
         embedding_scale: float = 1.0,
         embedding_name: str = "embed_tokens",
         norm_name: str = "norm",
-        make_norm: Callable[[str], Layer] | None = None,
+        make_norm: Callable[[str], Layer | None] | None = None,
     ) -> None:
         super().__init__()
         stage, vocab, hidden = context.pipeline, config.vocab_size, config.hidden_size
@@ -57,7 +57,7 @@ class Decoder(Layer):
         self.layers = nn.CellList([make_layer(i, f"{prefix}.layers.{i}") for i in own])
         if stage.is_last:
             name = f"{prefix}.{norm_name}"
-            self.norm = AddRMSNorm(name, hidden, config.rms_norm_eps) if make_norm is None else make_norm(name)
+            self.norm: Any = AddRMSNorm(name, hidden, config.rms_norm_eps) if make_norm is None else make_norm(name)
         else:
             self.elsewhere.append(f"{prefix}.{norm_name}.*")
 

@@ -22,11 +22,9 @@ def vocabulary_rows(vocab_size: int, group: Group) -> tuple[slice, int]:
 
 
 class VocabParallelEmbedding(Layer):
-    """Token ids `[tokens]` -> hidden states `[tokens, hidden]`, times `scale`, which is rounded to their dtype first."""
+    """Token ids `[tokens]` -> hidden states `[tokens, hidden]`, times `scale`, rounded to their dtype first."""
 
-    def __init__(
-        self, name: str, vocab_size: int, hidden_size: int, context: ModelContext, scale: float = 1.0
-    ) -> None:
+    def __init__(self, name: str, vocab_size: int, hidden_size: int, context: ModelContext, scale: float = 1.0) -> None:
         super().__init__()
         self.scale = None if scale == 1.0 else Tensor(scale, context.dtype)
         self.name = f"{name}.weight"

@@ -9,7 +9,7 @@ How the router chooses is a `Routing` (kernels/routing.py), of which there are t
 | `noaux_tc`     | DeepSeek-V3         | sigmoid | sum of best two experts  | scores, made to sum to a factor  |
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -59,8 +59,8 @@ class ExpertNames:
 class Router(Layer):
     """Hidden states `[tokens, hidden]` -> ids int32 and shares float32 of each token's experts, `[tokens, top_k]`.
 
-    Its matrix is never quantized; its logits are float32. With `correction_bias` the checkpoint has
-    `{name}.e_score_correction_bias`. ValueError if `routing` does not fit the number of experts.
+    Its matrix is never quantized; its logits are float32. With `bias` the checkpoint has a `{name}.bias` for them, with
+    `correction_bias` a `{name}.e_score_correction_bias`. ValueError if `routing` does not fit the number of experts.
     """
 
     def __init__(
@@ -71,13 +71,14 @@ class Router(Layer):
         routing: Routing,
         context: ModelContext,
         correction_bias: bool = False,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         routing.check(num_experts)
         self.name = name
         self.routing = routing
         self.kernels = kernels.get()
-        self.scheme = Unquantized().linear([column_part(name, hidden_size, num_experts, Group())], False, context.dtype)
+        self.scheme = Unquantized().linear([column_part(name, hidden_size, num_experts, Group())], bias, context.dtype)
         self.bias = Tensor.from_numpy(np.zeros(num_experts, np.float32)) if correction_bias else None
 
     def slots(self) -> Iterator[Slot]:
@@ -99,7 +100,8 @@ class MoE(Layer):
     An expert is a `GatedMLP` of `intermediate_size`; `shared_size` is the intermediate size of the shared experts, one
     `GatedMLP` that all tokens pass. The tensor- and data-parallel ranks share the experts (`ModelContext`): the tokens
     of all data-parallel ranks go to all of them. Experts can be quantized in every way that needs nothing but a
-    kernel's weight; CheckpointError, after loading, for the others.
+    kernel's weight; CheckpointError, after loading, for the others. With `stacked` all experts lie in one tensor for
+    each projection, and they and the router have biases (quantization/stacked.py).
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class MoE(Layer):
         shared_size: int | None = None,
         correction_bias: bool = False,
         names: ExpertNames | None = None,
+        stacked: bool = False,
     ) -> None:
         super().__init__()
         names = names or ExpertNames()
@@ -121,16 +124,19 @@ class MoE(Layer):
         self.tensor_parallel, self.data_parallel = context.tensor_parallel, context.data_parallel
         self.activation = gated_activation(hidden_act)
         self.owned, columns = _share(num_experts, intermediate_size, context, prefix)
+        # The ranks' products are summed: of an expert that all have a part of, the first adds the bias.
+        self.adds_bias = columns.start == 0
         self.hidden_size, self.dtype = hidden_size, context.dtype
         gate = f"{prefix}.{names.gate}"
-        self.gate = Router(gate, hidden_size, num_experts, routing, context, correction_bias)
+        self.gate = Router(gate, hidden_size, num_experts, routing, context, correction_bias, stacked)
         self.shared = None
         if shared_size is not None:
             shared = f"{prefix}.{names.shared}"
             self.shared = GatedMLP(shared, hidden_size, shared_size, hidden_act, context, reduce=False)
         self.schemes: list[tuple[LinearScheme, LinearScheme]] = []
         for expert in range(num_experts):
-            name, foreign = f"{prefix}.{names.experts}.{expert}", expert not in self.owned
+            every = f"{prefix}.{names.experts}"
+            name, foreign = f"{every}.{expert}", expert not in self.owned
             shape = (intermediate_size, hidden_size)
             rows = slice(0, 0) if foreign else columns  # another rank's are asked for, but not read
             gate_up = [
@@ -138,10 +144,17 @@ class MoE(Layer):
             ]
             rows = slice(0, 0 if foreign else hidden_size)
             down = [Part(f"{name}.{names.down_proj}", shape[::-1], rows, columns)]
-            linear: Callable[..., LinearScheme] = context.quantization.linear
-            self.schemes.append((linear(gate_up, False, context.dtype), linear(down, False, context.dtype)))
+            if stacked:
+                place = expert, num_experts, context.dtype
+                stack: Callable[..., LinearScheme] = context.quantization.stacked
+                pair = stack(f"{every}.gate_up_proj", gate_up, *place), stack(f"{every}.down_proj", down, *place)
+            else:
+                linear: Callable[..., LinearScheme] = context.quantization.linear
+                pair = linear(gate_up, False, context.dtype), linear(down, False, context.dtype)
+            self.schemes.append(pair)
         self.gate_up: list[Weight] = []  # of the owned experts, once they are loaded
         self.down: list[Weight] = []
+        self.biases: tuple[Tensor | None, Tensor | None] = None, None
 
     def slots(self) -> Iterator[Slot]:
         for schemes in self.schemes:
@@ -155,6 +168,8 @@ class MoE(Layer):
         self.schemes = [self.schemes[expert] for expert in self.owned]
         self.gate_up = [gate_up.kernel_weight() for gate_up, _ in self.schemes]
         self.down = [down.kernel_weight() for _, down in self.schemes]
+        gate_up_bias, down_bias = (_biases(schemes) for schemes in zip(*self.schemes, strict=True))
+        self.biases = gate_up_bias, down_bias if self.adds_bias else None
 
     def construct(self, x: Tensor, batch: Batch | None = None) -> Tensor:
         # Summands of this rank, as of the routed experts; of its own tokens, and not of everyone's.
@@ -171,6 +186,7 @@ class MoE(Layer):
             self.activation,
             shared if alone else None,
             self.owned.start,
+            *self.biases,
         )
         routed = self.data_parallel.sum_of_own(routed)
         if shared is not None and not alone:
@@ -182,6 +198,12 @@ class MoE(Layer):
         if self.data_parallel.size > 1:
             nobody = Batch(Tensor.from_numpy(np.zeros(tokens, np.int64)), {})
             self.construct(mint.zeros((tokens, self.hidden_size), dtype=self.dtype), nobody)
+
+
+def _biases(schemes: Sequence[LinearScheme]) -> Tensor | None:
+    """Those of all experts, one row for each; None if they have none."""
+    rows = [scheme.bias.asnumpy() for scheme in schemes if scheme.bias is not None]
+    return Tensor.from_numpy(np.stack(rows)) if rows else None
 
 
 def _share(experts: int, features: int, context: ModelContext, prefix: str) -> tuple[range, slice]:

@@ -83,5 +83,6 @@ class AddLayerNorm(LayerNorm):
     """As AddRMSNorm: (normed, residual)."""
 
     def construct(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        stream = x if residual is None else residual + x
-        return self.kernels.layer_norm(stream, self.weight, self.bias, self.eps), stream
+        if residual is None:
+            return self.kernels.layer_norm(x, self.weight, self.bias, self.eps), x
+        return self.kernels.add_layer_norm(x, residual, self.weight, self.bias, self.eps)

@@ -1,4 +1,4 @@
-"""OPT (Zhang et al., 2022): learned positions, LayerNorm and ReLU, everything with a bias, before gates and rotation."""
+"""OPT (Zhang et al., 2022): learned positions, LayerNorm and ReLU, and everything with a bias."""
 
 from typing import Any
 

@@ -88,7 +88,7 @@ class LinearScheme(ABC):
         return kernels.get().gelu_and_mul(gate, up, activation == "gelu_tanh")
 
     def kernel_weight(self) -> Weight:
-        """After loading: the weight, if products with it are all that `multiply` does; ValueError if they are not.
+        """After loading: the weight, if products with it and `bias` are all that `multiply` does; else ValueError.
 
         For kernels that multiply many weights in one call (experts).
         """
@@ -125,8 +125,6 @@ class KernelScheme(LinearScheme):
         self.kernels = kernels.get()
 
     def kernel_weight(self) -> Weight:
-        if self.bias is not None:
-            raise ValueError(f"{self.parts[0].name} has a bias, which is not supported for experts.")
         return self.weight
 
     def multiply(self, x: Tensor, dtype: ms.Type | None = None, addend: Addend | None = None) -> Tensor:
@@ -163,6 +161,12 @@ class Quantization(ABC):
     @abstractmethod
     def linear(self, parts: Sequence[Part], bias: bool, dtype: ms.Type) -> LinearScheme:
         """The scheme of the linear made of `parts`, by their exact names; ValueError naming a part if unknown."""
+
+    def stacked(self, name: str, parts: Sequence[Part], expert: int, experts: int, dtype: ms.Type) -> LinearScheme:
+        """That of one expert whose matrix is a part of the tensor `name` of all of them (quantization/stacked.py)."""
+        from vllm_ms_models.quantization.stacked import StackedFloat
+
+        return StackedFloat(name, parts, expert, experts, dtype)
 
 
 class Unquantized(Quantization):

@@ -9,6 +9,7 @@ import mindspore as ms
 from vllm_ms_models.checkpoint.errors import CheckpointError
 from vllm_ms_models.quantization.base import Float, LinearScheme, Part, Quantization
 from vllm_ms_models.quantization.formats.common import Format
+from vllm_ms_models.quantization.formats.mxfp4 import Mxfp4
 from vllm_ms_models.quantization.fp8 import Fp8Scheme
 from vllm_ms_models.quantization.integers import Int8ProductScheme, Int8Scheme
 from vllm_ms_models.quantization.packed import AwqScheme, CompressedScheme, GptqScheme
@@ -22,6 +23,7 @@ from vllm_ms_models.quantization.specs import (
     PackedWeight,
     Spec,
 )
+from vllm_ms_models.quantization.stacked import StackedMxfp4
 
 SCHEMES: dict[type[Spec], Callable[..., LinearScheme]] = {
     AwqWeight: AwqScheme,
@@ -56,6 +58,12 @@ class FromCheckpoint(Quantization):
             raise
         except ValueError as error:
             raise CheckpointError(f"{parts[0].name} cannot be loaded as {describe(specs[0])}: {error}") from error
+
+    def stacked(self, name: str, parts: Sequence[Part], expert: int, experts: int, dtype: ms.Type) -> LinearScheme:
+        """In floats unless the format is for experts: what others quantize are linears."""
+        if isinstance(self.format, Mxfp4):
+            return StackedMxfp4(name, parts, expert, experts, dtype)
+        return super().stacked(name, parts, expert, experts, dtype)
 
 
 def describe(spec: Spec, other: Spec | None = None) -> str:

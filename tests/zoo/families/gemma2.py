@@ -21,7 +21,7 @@ FAMILY = Family(
             "sliding_window": 24,
             "query_pre_attn_scalar": 24,
             "attn_logit_softcapping": 5.0,
-            "final_logit_softcapping": 4.0,
+            "final_logit_softcapping": 20.0,
         },
         "no caps, wide heads": {
             "head_dim": 32,
@@ -37,6 +37,7 @@ FAMILY = Family(
             "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
             "query_pre_attn_scalar": 16,
             "attention_bias": True,
+            "final_logit_softcapping": 4.0,
         },
     },
 )

@@ -17,8 +17,9 @@ struct Softmax {
   float factor;      // scale * log2(e) otherwise
 };
 
+constexpr float kLog2E = 1.44269504f;
+
 INLINE Softmax softmax_of(const AttentionCall& call) {
-  constexpr float kLog2E = 1.44269504f;
   const bool transform = call.soft_cap > 0 || !(call.scale > 0);
   return {float(call.scale), float(call.soft_cap), transform,
           transform ? kLog2E : float(call.scale * 1.4426950408889634)};

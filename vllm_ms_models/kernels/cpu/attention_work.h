@@ -122,7 +122,11 @@ struct Work {
     });
     memset(b.out, 0, size_t(rows * g.padded) * 4);
     for (long r = 0; r < rows; r += height)
-      for (int i = 0; i < kBlockLanes; ++i) b.states[r / height].m[i] = kNegative, b.states[r / height].l[i] = 0;
+      for (int i = 0; i < kBlockLanes; ++i) {
+        const bool sinks = call.sinks && item.piece == 0 && i < height && r + i < rows;
+        b.states[r / height].m[i] = sinks ? call.sinks[item.kv_head * g.group + (r + i) % g.group] * kLog2E : kNegative;
+        b.states[r / height].l[i] = sinks;
+      }
     return true;
   }
 

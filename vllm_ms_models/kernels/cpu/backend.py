@@ -34,8 +34,9 @@ _INPUTS = {"float": 0, "dynamic": 1, "static": 2}  # Input in kernels.h
 _FLOAT8_VALUES = 1 << 18  # widened at a time: 1 MB of floats
 _GROUP = 16  # positions of a panel of keys
 _SILU, _GELU_ERF, _GELU_TANH = range(3)
-_GATES = {"silu": _SILU, "gelu": _GELU_ERF, "gelu_tanh": _GELU_TANH}
-_ACTIVATIONS = _GATES | {"quick_gelu": 3, "relu": 4}  # Activation in kernels.h
+_COMMON = {"silu": _SILU, "gelu": _GELU_ERF, "gelu_tanh": _GELU_TANH}
+_GATES = _COMMON | {"clamped_swiglu": 3}  # Gate in kernels.h
+_ACTIVATIONS = _COMMON | {"quick_gelu": 3, "relu": 4}  # Activation in kernels.h
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def _code(dtype: Any) -> int:
 def _gate(activation: str) -> int:
     """Code of a gated activation."""
     if activation not in _GATES:
-        raise ValueError(f"Activation {activation!r} is unknown; silu, gelu and gelu_tanh are supported.")
+        raise ValueError(f"Activation {activation!r} is unknown; {', '.join(_GATES)} are supported.")
     return _GATES[activation]
 
 
@@ -236,8 +237,11 @@ class CpuKernels(Kernels):
         activation: str,
         addend: Tensor | None = None,
         first_expert: int = 0,
+        gate_up_bias: Tensor | None = None,
+        down_bias: Tensor | None = None,
     ) -> Tensor:
-        return self._kernels.experts(x, gate_up, down, ids, shares, _gate(activation), addend, first_expert)
+        gate = _gate(activation)
+        return self._kernels.experts(x, gate_up, down, ids, shares, gate, addend, first_expert, gate_up_bias, down_bias)
 
     # --- elementwise -------------------------------------------------------------------------------------------
 
@@ -249,6 +253,11 @@ class CpuKernels(Kernels):
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         return self._kernels.layer_norm(x, weight, bias, eps)
+
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        return self._kernels.add_layer_norm(x, residual, weight, bias, eps), residual
 
     def activate(self, x: Tensor, activation: str) -> Tensor:
         if activation not in _ACTIVATIONS:
@@ -295,6 +304,7 @@ class CpuKernels(Kernels):
         window: int | None = None,
         soft_cap: float | None = None,
         causal: bool = True,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         return self._kernels.attention(
             query,
@@ -306,6 +316,7 @@ class CpuKernels(Kernels):
             soft_cap or 0.0,
             window or 0,
             causal,
+            sinks,
         )
 
     def latent_cache_shape(self, num_blocks: int, block_size: int, width: int) -> tuple[int, int, int]:

@@ -196,6 +196,22 @@ PyObject* layer_norm(PyObject* self, PyObject* const* objects, Py_ssize_t count)
   });
 }
 
+// add_layer_norm(x, residual, weight, bias, eps) -> tensor; the residual changes in place
+PyObject* add_layer_norm(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
+  Tensor x, residual, weight, bias;
+  if (!expect(count, 5) || !read_activation(objects[0], "x", x) || !read_like(objects[1], "residual", x, residual) ||
+      !read_scale(objects[2], x, weight) || !read_like(objects[3], "bias", weight, bias))
+    return nullptr;
+  double eps = PyFloat_AsDouble(objects[4]);
+  void* out = nullptr;
+  PyObject* tensor = PyErr_Occurred() ? nullptr : make_like(x, &out);
+  return fill(tensor, [&] {
+    return functions(self).add_layer_norm(x.data, residual.data, static_cast<const float*>(weight.data),
+                                          static_cast<const float*>(bias.data), out, x.dtype, x.rows(), x.features(),
+                                          eps);
+  });
+}
+
 // activate(x, kind) -> tensor
 PyObject* activate(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   Tensor x;
@@ -306,16 +322,22 @@ bool read_sequences(PyObject* const* objects, AttentionCall& call) {
   return true;
 }
 
-// attention(query, cache, query_start, seq_lens, block_tables, scale, soft_cap or 0, window or 0, causal) -> tensor
+// attention(query, cache, query_start, seq_lens, block_tables, scale, soft_cap or 0, window or 0, causal,
+// sinks or None) -> tensor
 PyObject* attention(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   Tensor query;
   Cache cache;
   AttentionCall call;
-  if (!expect(count, 9) || !read_activation(objects[0], "query", query, 2) ||
+  Tensor sinks;
+  if (!expect(count, 10) || !read_activation(objects[0], "query", query, 2) ||
       !read_cache(objects[1], query.dtype, "query", query.shape[1], true, cache) || !read_sequences(objects + 2, call))
     return nullptr;
   unpack(objects[5], call.scale), unpack(objects[6], call.soft_cap);
   unpack(objects[7], call.window), unpack(objects[8], call.causal);
+  if (objects[9] != Py_None) {
+    if (!read_as(objects[9], "sinks", kFloat32, {query.shape[1] / cache.head_size}, sinks)) return nullptr;
+    call.sinks = static_cast<const float*>(sinks.data);
+  }
   PyObject* tensor = PyErr_Occurred() ? nullptr : make_like(query, &call.out);
   call.query = query.data, call.cache = cache.data, call.dtype = query.dtype, call.tokens = query.shape[0];
   call.int8_cache = cache.int8, call.num_blocks = cache.blocks, call.kv_heads = cache.kv_heads;

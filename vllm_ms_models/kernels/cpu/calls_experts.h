@@ -59,11 +59,22 @@ bool read_experts(PyObject* const* objects, const ExpertsCall& call, std::vector
   return true;
 }
 
-// experts(x, gate_up, down, ids, shares, activation, addend or None, first_expert) -> tensor like x
+// One row for each expert, or None.
+bool read_biases(PyObject* object, const char* name, long experts, long features, const float*& to) {
+  Tensor bias;
+  to = nullptr;
+  if (object == Py_None) return true;
+  if (!read_as(object, name, kFloat32, {experts, features}, bias)) return false;
+  to = static_cast<const float*>(bias.data);
+  return true;
+}
+
+// experts(x, gate_up, down, ids, shares, activation, addend or None, first_expert, gate_up_bias or None,
+// down_bias or None) -> tensor like x
 PyObject* experts(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   ExpertsCall call;
   Tensor x, ids, shares, addend;
-  if (!expect(count, 8) || !read_activation(objects[0], "x", x, 2) ||
+  if (!expect(count, 10) || !read_activation(objects[0], "x", x, 2) ||
       !read_as(objects[3], "ids", kInt32, {x.shape[0], kAny}, ids) ||
       !read_as(objects[4], "shares", kFloat32, {x.shape[0], ids.shape[1]}, shares))
     return nullptr;
@@ -77,6 +88,12 @@ PyObject* experts(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   std::vector<const Packed*> weights[2];
   if (!read_experts(objects + 1, call, weights)) return nullptr;
   call.gate_up = weights[0].data(), call.down = weights[1].data(), call.experts = long(weights[0].size());
+  long width = kAny;  // of gate and up; unknown if no expert is to be multiplied
+  for (const Packed* weight : weights[0])
+    if (weight) width = weight->out_features;
+  if (!read_biases(objects[8], "gate_up_bias", call.experts, width, call.gate_up_bias) ||
+      !read_biases(objects[9], "down_bias", call.experts, call.features, call.down_bias))
+    return nullptr;
   PyObject* tensor = make_like(x, &call.out);
   return fill(tensor, [&] { return functions(self).experts(call); });
 }

@@ -81,10 +81,12 @@ static void norm_rows(const T* x, T* residual, const float* weight, T* out, long
 }
 
 // The sum of the row, of squared distances from its mean, then one pass that scales.
-template <class T>
-static void layer_norm_row(const T* x, const float* weight, const float* bias, T* out, long features, float eps) {
+template <bool kAdd, class T>
+static void layer_norm_row(const T* x, T* residual, const float* weight, const float* bias, T* out, long features,
+                           float eps) {
   vf total = {}, squares = {};
-  for_vectors(features, [&](long i, long n) { total += read(x + i, n); });
+  for_vectors(features, [&](long i, long n) { total += take<kAdd>(x + i, residual + i, n); });
+  if (kAdd) x = residual;
   const float mean = sum(total) / float(features);
   const vf middle = splat(mean);
   for_vectors(features, [&](long i, long n) {
@@ -228,19 +230,32 @@ const char* add_rms_norm(const void* x, void* residual, const float* weight, voi
   return nullptr;
 }
 
-const char* layer_norm(const void* x, const float* weight, const float* bias, void* out, int dtype, long rows,
-                       long features, double eps) {
+template <bool kAdd>
+static void layer_norms(const void* x, void* residual, const float* weight, const float* bias, void* out, int dtype,
+                        long rows, long features, float eps) {
   auto run = [&](auto* to) {
     using T = std::remove_pointer_t<decltype(to)>;
     const T* from = static_cast<const T*>(x);
-    parallel_ranges(rows, features * long(sizeof(T)) * 3, [&](long begin, long end) {
+    T* stream = static_cast<T*>(residual);
+    parallel_ranges(rows, features * long(sizeof(T)) * (kAdd ? 5 : 3), [&](long begin, long end) {
       for (long i = begin * features; i < end * features; i += features)
-        layer_norm_row(from + i, weight, bias, to + i, features, float(eps));
+        layer_norm_row<kAdd>(from + i, stream + i, weight, bias, to + i, features, eps);
     });
   };
   if (dtype == kFloat32) run(static_cast<float*>(out));
   else if (dtype == kBfloat16) run(static_cast<Bf16*>(out));
   else run(static_cast<F16*>(out));
+}
+
+const char* layer_norm(const void* x, const float* weight, const float* bias, void* out, int dtype, long rows,
+                       long features, double eps) {
+  layer_norms<false>(x, nullptr, weight, bias, out, dtype, rows, features, float(eps));
+  return nullptr;
+}
+
+const char* add_layer_norm(const void* x, void* residual, const float* weight, const float* bias, void* out, int dtype,
+                           long rows, long features, double eps) {
+  layer_norms<true>(x, residual, weight, bias, out, dtype, rows, features, float(eps));
   return nullptr;
 }
 

@@ -152,7 +152,7 @@ static Packed slice(const Packed& weight, long first, long count) {
   part.out_features = 0;
   for (int i = 0; i < weight.parts; ++i) {
     part.size[i] = min(count / weight.panel_step * 16, weight.size[i] - row);
-    part.first_row[i] = part.out_features;
+    part.first_row[i] = weight.first_row[i] + row;  // of the bias, which is not cut
     part.out_features += part.size[i];
   }
   if (weight.scales) part.scales += first * weight.groups * 16;
@@ -170,6 +170,7 @@ struct Product {
   char* to;
   int dtype;
   long outputs, offset;  // row number 0 of both is that of choice `offset`
+  const float* bias;     // [experts, out_features] or null
 };
 
 // Of one expert; by the calling thread alone if only panels [first, first + count).
@@ -178,7 +179,8 @@ static const char* multiply(const Product& product, const Active& active, long f
   const long row = active.first - product.offset, column = first / weight.panel_step * 16;
   const Packed part = count < weight.panels ? slice(weight, first, count) : weight;
   LinearCall call;
-  call.weight = &part, call.bias = nullptr, call.gate = product.gate;
+  call.weight = &part, call.gate = product.gate;
+  call.bias = product.bias ? product.bias + active.expert * weight.out_features : nullptr;
   call.x = product.from + row * weight.in_features * dtype_size(product.from_dtype);
   call.x_dtype = product.from_dtype, call.rows = active.rows;
   call.out.data[0] = product.to + (row * product.outputs + column) * dtype_size(product.dtype);
@@ -224,9 +226,9 @@ const char* experts(const ExpertsCall& call) {
     while (end < actives && rows + memory.active[end].rows <= block) rows += memory.active[end++].rows;
     gather(call, memory.choices + active->first, rows, memory.rows);
     const Product gate_up = {call.gate_up, memory.rows,  call.dtype,   call.gate,
-                             memory.gated, call.dtype, intermediate, active->first};
+                             memory.gated, call.dtype, intermediate, active->first, call.gate_up_bias};
     const Product down = {call.down, memory.gated, call.dtype, Gate::kNone, reinterpret_cast<char*>(memory.products),
-                          kFloat32,  call.features, active->first};
+                          kFloat32,  call.features, active->first, call.down_bias};
     const char* message = multiply_all(gate_up, active, end - begin);
     if (!message) message = multiply_all(down, active, end - begin);
     if (message) return message;

@@ -85,6 +85,15 @@ INLINE vf activate(vf x, Gate gate) {
   return gate == Gate::kSilu ? silu(x) : gate == Gate::kGeluErf ? gelu_erf(x) : gelu_tanh(x);
 }
 
+// Of gpt-oss: gate * sigmoid(1.702 gate) * (up + 1), with gate <= 7 and -7 <= up <= 7. NaN stays NaN.
+INLINE vf clamped_product(vf gate, vf up) {
+  const vf limit = splat(7.0f);
+  gate = gate > limit ? limit : gate;
+  up = up > limit ? limit : up;
+  up = up < -limit ? -limit : up;
+  return gate / (1.0f + exponential(-1.702f * gate)) * (up + 1.0f);
+}
+
 // activation(gate) * up, in float32, into the panel of `gate`.
 static void apply_gate(const LinearCall& call, long panel, long rows, float* sums, long stride) {
   const long row = panel / 2 * 16, count = min(16, call.weight->size[0] - row);
@@ -94,7 +103,7 @@ static void apply_gate(const LinearCall& call, long panel, long rows, float* sum
   for (long r = 0; r < rows; ++r, sums += stride)
     UNROLL for (int i = 0; i < 16; i += VW) {
       const vf x = load(sums + i) + load(bias[0] + i), up = load(sums + 16 + i) + load(bias[1] + i);
-      store(sums + i, activate(x, call.gate) * up);
+      store(sums + i, call.gate == Gate::kClamped ? clamped_product(x, up) : activate(x, call.gate) * up);
     }
 }
 

@@ -16,7 +16,7 @@ inline long dtype_size(int dtype) {
 constexpr long kScaleBytes = 4;  // beside each row of a cache of int8
 constexpr int kMaxParts = 64;
 
-enum class Gate : int { kNone = -1, kSilu = 0, kGeluErf = 1, kGeluTanh = 2 };
+enum class Gate : int { kNone = -1, kSilu = 0, kGeluErf = 1, kGeluTanh = 2, kClamped = 3 };
 enum class Activation : int { kSilu = 0, kGeluErf = 1, kGeluTanh = 2, kQuickGelu = 3, kRelu = 4 };
 
 // What activations are multiplied as by weights of small integers: themselves, int8 by a scale of each row, int8 by a
@@ -120,6 +120,8 @@ struct ExpertsCall {
   const int32_t* ids;   // [tokens, top_k]
   const float* shares;  // [tokens, top_k]
   Gate gate;
+  const float* gate_up_bias;  // [experts, two parts side by side] or null
+  const float* down_bias;     // [experts, features] or null
 };
 
 // As `Routing` in routing.py.
@@ -150,6 +152,7 @@ struct AttentionCall {
   long window;             // 0: none
   bool causal;
   long row_heads;  // in a row of query and of out, of which `heads` side by side belong to the call
+  const float* sinks = nullptr;  // [heads] or null: the score of one more position, which has no value
 };
 
 struct RotaryCall {
@@ -191,6 +194,8 @@ struct Functions {
                               long features, double eps);
   const char* (*layer_norm)(const void* x, const float* weight, const float* bias, void* out, int dtype, long rows,
                             long features, double eps);
+  const char* (*add_layer_norm)(const void* x, void* residual, const float* weight, const float* bias, void* out,
+                                int dtype, long rows, long features, double eps);
   const char* (*activate)(const void* x, void* out, int dtype, long count, Activation kind);
   const char* (*gate_and_mul)(const void* gate, const void* up, void* out, int dtype, long count, Gate kind);
   const char* (*rotary)(const RotaryCall& call);
@@ -240,6 +245,8 @@ void round_rows(const float* values, long rows, long columns, int8_t* to, float*
   const char* rms_norm(const void*, const float*, void*, int, long, long, double);                 \
   const char* add_rms_norm(const void*, void*, const float*, void*, int, long, long, double);      \
   const char* layer_norm(const void*, const float*, const float*, void*, int, long, long, double); \
+  const char* add_layer_norm(const void*, void*, const float*, const float*, void*, int, long,     \
+                             long, double);                                                        \
   const char* activate(const void*, void*, int, long, Activation);                                 \
   const char* gate_and_mul(const void*, const void*, void*, int, long, Gate);                      \
   const char* rotary(const RotaryCall&);                                                           \

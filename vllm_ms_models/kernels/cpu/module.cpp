@@ -56,7 +56,7 @@ bool has_portable() { return true; }
   {#isa,                                                                                                           \
    has_##isa,                                                                                                      \
    {isa::pack_rows, isa::embedding, isa::linear, isa::reduce, isa::experts, isa::rms_norm, isa::add_rms_norm, \
-    isa::layer_norm, isa::activate, isa::gate_and_mul,                                                             \
+    isa::layer_norm, isa::add_layer_norm, isa::activate, isa::gate_and_mul,                                        \
     isa::rotary, isa::write_kv, isa::attention, isa::add_parts}},
 const Isa kIsas[] = {VLLM_MS_EACH_ISA(X)};  // best first
 #undef X
@@ -118,7 +118,7 @@ PyMethodDef kKernels[] = {
     FAST("all_gather", all_gather),     FAST("all_to_all", all_to_all),     FAST("reduce_scatter", reduce_scatter),
     FAST("broadcast", broadcast),       {"barrier", barrier, METH_O, nullptr},
     FAST("reduce", reduce),             FAST("layer_norm", layer_norm),     FAST("activate", activate),
-    {"new_shared_memory", new_shared_memory, METH_O, nullptr},
+    FAST("add_layer_norm", add_layer_norm), {"new_shared_memory", new_shared_memory, METH_O, nullptr},
 };
 
 // kernels(name) -> module of the kernels for an instruction set

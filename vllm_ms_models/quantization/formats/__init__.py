@@ -12,9 +12,10 @@ from vllm_ms_models.quantization.formats.fp8 import Fp8
 from vllm_ms_models.quantization.formats.golden_stick import GoldenStick
 from vllm_ms_models.quantization.formats.gptq import Gptq
 from vllm_ms_models.quantization.formats.modelslim import ModelSlim
+from vllm_ms_models.quantization.formats.mxfp4 import Mxfp4
 
 METHODS: dict[str, Callable[[Mapping[str, Any], bool], Format]] = {
-    format.name: format for format in (CompressedTensors, Fp8, Awq, Gptq)
+    format.name: format for format in (CompressedTensors, Fp8, Awq, Gptq, Mxfp4)
 }
 """By `quant_method` of `quantization_config`; the second argument is whether FP8 becomes int8."""
 
@@ -33,6 +34,7 @@ def from_config(config: Mapping[str, Any], requantize_fp8: bool = False) -> Form
             "correct it."
         )
     method = str(config.get("quant_method", "")).lower().replace("_", "-")
+    method = Mxfp4.name if method == Mxfp4.other_name else method
     if method not in METHODS:
         raise CheckpointError(
             f"config.json has quantization_config with quant_method {quote(config.get('quant_method'))}, which is not "
