@@ -13,4 +13,5 @@ FAMILY = Family(
         "all rotated, tied": {"head_dim": 16, "partial_rotary_factor": 1.0, "tie_word_embeddings": True},
     },
     in_16_bits={"head_dim": 32},
+    alike=True,
 )

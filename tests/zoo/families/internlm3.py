@@ -23,4 +23,5 @@ FAMILY = Family(
         "dynamic": {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}},
     },
     publish,
+    alike=True,
 )

@@ -43,4 +43,5 @@ FAMILY = Family(
     },
     publish,
     in_16_bits=factors(32, 4.0, 4),
+    alike=True,
 )

@@ -25,6 +25,7 @@ FAMILY = Family(
         },
         "windows only": {"sliding_window": 33, "num_key_value_heads": 1},
     },
+    alike=True,
     in_16_bits={
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
         "num_hidden_layers": 4,
