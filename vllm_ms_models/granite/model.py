@@ -4,11 +4,10 @@ from typing import Any
 
 from vllm_ms_models.layers.causal_lm import CausalLM
 from vllm_ms_models.layers.context import ModelContext
-from vllm_ms_models.layers.logits import LogitsProcessor
 from vllm_ms_models.layers.mlp import GatedMLP
 from vllm_ms_models.layers.pre_norm import PreNormLayer
 from vllm_ms_models.layers.rotary import RotaryEmbedding
-from vllm_ms_models.layers.scaled import ScaledDecoder
+from vllm_ms_models.layers.scaled import ScaledDecoder, ScaledLogits
 from vllm_ms_models.layers.self_attention import SelfAttention
 from vllm_ms_models.registry import register_model
 
@@ -29,4 +28,4 @@ class GraniteForCausalLM(CausalLM):
             return PreNormLayer(prefix, hidden, eps, attention, mlp)
 
         model = ScaledDecoder(config, context, layer, config.embedding_multiplier, config.residual_multiplier)
-        super().__init__(model, config, context, LogitsProcessor(1 / config.logits_scaling))
+        super().__init__(model, config, context, ScaledLogits(1 / config.logits_scaling, hidden))

@@ -11,14 +11,16 @@ So no layer multiplies, and fewer sums are rounded. The stream is larger by 1 / 
 from collections.abc import Callable
 from typing import Any
 
-import mindspore as ms
 from mindspore import Tensor
 
 from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.decoder import Decoder
+from vllm_ms_models.layers.embedding import ParallelLMHead
 from vllm_ms_models.layers.layer import Layer
+from vllm_ms_models.layers.logits import LogitsProcessor
 from vllm_ms_models.layers.norm import AddRMSNorm
+from vllm_ms_models.layers.scale import Scale
 
 
 class ScaledDecoder(Decoder):
@@ -46,8 +48,18 @@ class ScaledDecoder(Decoder):
             lambda layer, prefix: make_layer(layer, prefix, eps),
             make_norm=lambda name: AddRMSNorm(name, config.hidden_size, eps),
         )
-        self.factor = embedding / residual
+        self.scale = Scale(embedding / residual, config.hidden_size)
 
     def start(self, embeds: Tensor, batch: Batch) -> Tensor:
-        # In float32: the factor itself would be rounded to the model's dtype otherwise.
-        return (embeds.astype(ms.float32) * self.factor).astype(embeds.dtype)
+        return self.scale(embeds)
+
+
+class ScaledLogits(LogitsProcessor):
+    """Logits times `factor`, which the last hidden states are multiplied by: they are fewer."""
+
+    def __init__(self, factor: float, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_scale = Scale(factor, hidden_size)
+
+    def construct(self, head: ParallelLMHead, hidden: Tensor) -> Tensor:
+        return super().construct(head, self.hidden_scale(hidden))

@@ -4,11 +4,10 @@ from typing import Any
 
 from vllm_ms_models.layers.causal_lm import CausalLM
 from vllm_ms_models.layers.context import ModelContext
-from vllm_ms_models.layers.logits import LogitsProcessor
 from vllm_ms_models.layers.mlp import GatedMLP
 from vllm_ms_models.layers.pre_norm import PreNormLayer
 from vllm_ms_models.layers.rotary import RotaryEmbedding
-from vllm_ms_models.layers.scaled import ScaledDecoder
+from vllm_ms_models.layers.scaled import ScaledDecoder, ScaledLogits
 from vllm_ms_models.layers.self_attention import SelfAttention
 from vllm_ms_models.minicpm.config import check
 from vllm_ms_models.registry import register_model
@@ -30,5 +29,4 @@ class MiniCPMForCausalLM(CausalLM):
 
         depth = config.scale_depth / config.num_hidden_layers**0.5
         model = ScaledDecoder(config, context, layer, config.scale_emb, depth)
-        # The last hidden states are divided by hidden / dim_model_base, which is as well done to the logits.
-        super().__init__(model, config, context, LogitsProcessor(config.dim_model_base / hidden))
+        super().__init__(model, config, context, ScaledLogits(config.dim_model_base / hidden, hidden))
