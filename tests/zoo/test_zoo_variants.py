@@ -1,5 +1,7 @@
 """Every architecture in bfloat16, in W8A8 and split over two ranks; the bounds are those of the tests named below."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ NAMES = list(families())
 QUICK = [pytest.param(name, marks=pytest.mark.slow if family.alike else ()) for name, family in families().items()]
 
 # Those of tests/reference/test_bfloat16.py, where they are explained.
-LARGER = {"vocab_size": 509, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
+LARGER: dict[str, Any] = {"vocab_size": 509, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
 LARGER |= {"num_attention_heads": 8, "initializer_range": 0.06}
 
 
