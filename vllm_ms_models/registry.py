@@ -22,12 +22,22 @@ BUILT_IN = {
     "Gemma2ForCausalLM": "vllm_ms_models.gemma2.model",
     "Gemma3ForCausalLM": "vllm_ms_models.gemma3.model",
     "GemmaForCausalLM": "vllm_ms_models.gemma2.model",
+    "Glm4ForCausalLM": "vllm_ms_models.glm4.model",
+    "Glm4MoeForCausalLM": "vllm_ms_models.glm4_moe.model",
+    "GlmForCausalLM": "vllm_ms_models.glm4.model",
     "GptOssForCausalLM": "vllm_ms_models.gpt_oss.model",
+    "GraniteForCausalLM": "vllm_ms_models.granite.model",
+    "InternLM2ForCausalLM": "vllm_ms_models.internlm2.model",
+    "InternLM3ForCausalLM": "vllm_ms_models.internlm3.model",
     "LlamaForCausalLM": "vllm_ms_models.llama.model",
     "LlavaForConditionalGeneration": "vllm_ms_models.llava.model",
+    "MiniCPMForCausalLM": "vllm_ms_models.minicpm.model",
     "MistralForCausalLM": "vllm_ms_models.llama.model",
     "MixtralForCausalLM": "vllm_ms_models.mixtral.model",
     "OPTForCausalLM": "vllm_ms_models.opt.model",
+    "Olmo2ForCausalLM": "vllm_ms_models.olmo2.model",
+    "Olmo3ForCausalLM": "vllm_ms_models.olmo2.model",
+    "Phi3ForCausalLM": "vllm_ms_models.phi3.model",
     "Qwen2ForCausalLM": "vllm_ms_models.qwen2.model",
     "Qwen2_5_VLForConditionalGeneration": "vllm_ms_models.qwen2_5_vl.model",
     "Qwen3ForCausalLM": "vllm_ms_models.qwen3.model",
@@ -38,6 +48,14 @@ BUILT_IN = {
     "XLMRobertaForSequenceClassification": "vllm_ms_models.roberta.model",
     "XLMRobertaForTokenClassification": "vllm_ms_models.roberta.model",
     "XLMRobertaModel": "vllm_ms_models.roberta.model",
+}
+
+# Model types (config.json's "model_type") that transformers has no config for -> the class that is one. Checkpoints
+# bring theirs as code, which never runs.
+CONFIGS = {
+    "internlm2": "vllm_ms_models.internlm2.config:InternLM2Config",
+    "internlm3": "vllm_ms_models.internlm3.config:InternLM3Config",
+    "minicpm": "vllm_ms_models.minicpm.config:MiniCPMConfig",
 }
 
 # Those of BUILT_IN that embed or classify and generate no text.

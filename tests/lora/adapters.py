@@ -45,6 +45,8 @@ FAMILIES = {
     "llama": Family({"attention_bias": True, "mlp_bias": True}),
     "mistral": Family({"sliding_window": 16}),
     "qwen3": Family({"tie_word_embeddings": True}),
+    # Matrices of several projections, each with one adapter.
+    "phi3": Family(modules=("qkv_proj", "o_proj", "gate_up_proj", "down_proj")),
     # Experts, which adapters leave alone, in all layers but one.
     "qwen3_moe": Family(
         {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "mlp_only_layers": [1]},
@@ -135,7 +137,7 @@ def adapt(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
 
 def three(family: str, **common: Any) -> list[Path]:
     """Adapters of different ranks and scales, for all modules or some."""
-    names = ("kv_a_proj_with_mqa", "o_proj") if family == "deepseek_v3" else ("q_proj", "v_proj")
+    names = {"deepseek_v3": ("kv_a_proj_with_mqa", "o_proj"), "phi3": ("qkv_proj",)}.get(family, ("q_proj", "v_proj"))
     by_pattern = isinstance(FAMILIES[family].modules, str)
     some = rf".*\.({'|'.join(names)})" if by_pattern else list(names)
     return [

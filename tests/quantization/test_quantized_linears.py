@@ -36,6 +36,7 @@ PREFIX = "model.layers.1"
 FUSED = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
 GATED = ["mlp.gate_proj", "mlp.up_proj"]
 TOKENS = 9
+ROWS = ("compressed-tensors w8a8 static", "awq", "gptq, activation order", "fp8 in blocks")
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +70,10 @@ def build(
         else:
             columns = slice(module[1] * rank // size, module[1] * (rank + 1) // size)
         parts.append(Part(f"{PREFIX}.{linear}", module, rows, columns))
-    bias = linears == FUSED and (by_rows or rank == 0)
+    return filled(model, name, parts, linears == FUSED and (by_rows or rank == 0))
+
+
+def filled(model: Quantized, name: str, parts: Sequence[Part], bias: bool) -> LinearScheme:
     scheme = quantization(model, name).linear(parts, bias, ms.float32)
     checkpoint = open_checkpoint(model.folder)
     names = {slot.name for slot in scheme.slots()}
@@ -132,6 +136,27 @@ def test_linears(name: str) -> None:
     gated = build(model, name, GATED).multiply_gated(to_mindspore(torch.from_numpy(x)), "silu")
     gate, up = (torch.from_numpy(expected(model, linear, x)) for linear in GATED)
     torch.testing.assert_close(to_torch(gated).double(), torch.nn.functional.silu(gate) * up, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ROWS else pytest.param(name, marks=pytest.mark.slow) for name in SCHEMES]
+)
+def test_rows_of_one_matrix(name: str) -> None:
+    """Two outputs, the first of two stretches, as where a checkpoint has queries, keys and values in one matrix."""
+    model, linear, x = written("qwen2", SCHEMES[name]), "mlp.up_proj", inputs(80)
+    stretches = slice(96, 144), slice(0, 32), slice(32, 80)
+    whole = SHAPES[linear]
+    scheme = filled(
+        model,
+        name,
+        [Part(f"{PREFIX}.{linear}", whole, rows, slice(0, 80), rows.start == 0) for rows in stretches],
+        False,
+    )
+    parts = [to_torch(part).double().numpy() for part in scheme.multiply_split(to_mindspore(torch.from_numpy(x)))]
+    assert [part.shape[1] for part in parts] == [80, 48]
+    rows = np.r_[96:144, 0:32, 32:80]
+    off = np.abs(np.concatenate(parts, 1) - expected(model, linear, x)[:, rows])
+    assert (off <= bound(model, linear, x, name)[:, rows]).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

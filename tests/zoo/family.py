@@ -31,6 +31,8 @@ class Family:
     # The first case's options that do not fit the larger model of the 16-bit test, and what replaces them.
     in_16_bits: Mapping[str, Any] = field(default_factory=dict)
     tensor_parallel: int = 2
+    # Whether its layers are those of another family: then its variants are tested in the long suite only.
+    alike: bool = False
     # Ends of the names of linears that no quantizer touches, such as a router.
     floats: tuple[str, ...] = ()
 

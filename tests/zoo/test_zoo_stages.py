@@ -8,7 +8,7 @@ from tests.reference.torch_reference import LEAST_MARGIN, LOGPROB_TOLERANCE
 from tests.zoo.family import families
 from tests.zoo.models import made
 
-NAMES = ("opt", "gemma2", "gemma3")
+NAMES = ("opt", "gemma2", "gemma3", "granite", "internlm2", "olmo2")
 CASES = [(name, case) for name in NAMES for case in families()[name].cases]
 
 

@@ -17,13 +17,14 @@ from tests.zoo.family import families
 from tests.zoo.models import made, quantized
 
 NAMES = list(families())
+QUICK = [pytest.param(name, marks=pytest.mark.slow if family.alike else ()) for name, family in families().items()]
 
 # Those of tests/reference/test_bfloat16.py, where they are explained.
 LARGER: dict[str, Any] = {"vocab_size": 509, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
 LARGER |= {"num_attention_heads": 8, "initializer_range": 0.06}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", QUICK)
 def test_bfloat16_is_no_further_from_float32_than_torch(name: str) -> None:
     family = families()[name]
     options = dict(next(iter(family.cases.values()))) | LARGER | dict(family.in_16_bits)
@@ -46,7 +47,7 @@ def test_bfloat16_is_no_further_from_float32_than_torch(name: str) -> None:
     assert torch_error / 10 < our_error <= torch_error
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", QUICK)
 def test_w8a8(name: str) -> None:
     """As tests/quantization/test_quantized_models.py does."""
     folder, reference = quantized(name, SCHEMES["w8a8 dynamic"])

@@ -1,7 +1,9 @@
 """What is registered with vLLM in each of its processes: architectures and load formats. Imports no MindSpore."""
 
 import os
+from importlib import import_module
 
+from transformers import AutoConfig
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.models import ModelRegistry
 from vllm.platforms import current_platform
@@ -44,3 +46,11 @@ def register() -> None:
     register_model_loader("mindspore")(SafetensorsLoader)
     register_model_loader("mindspore_dummy")(DummyLoader)
     quantization.register()
+    register_configs()
+
+
+def register_configs() -> None:
+    """Let transformers, which vLLM asks, read the config.json of models that it does not have."""
+    for model_type, path in registry.CONFIGS.items():
+        module, _, name = path.partition(":")
+        AutoConfig.register(model_type, getattr(import_module(module), name), exist_ok=True)

@@ -77,10 +77,3 @@ def routing(config: Any) -> Routing:
         f"topk_method={method!r} in config.json is not supported for deepseek_v{version(config)}; deepseek_v2 has "
         "greedy and group_limited_greedy, deepseek_v3 noaux_tc."
     )
-
-
-def ignored(config: Any) -> list[str]:
-    """Tensors of the layers that predict further tokens (MTP), which follow the model's own: not needed to serve."""
-    first = config.num_hidden_layers
-    count = getattr(config, "num_nextn_predict_layers", None) or 0
-    return [f"model.layers.{layer}.*" for layer in range(first, first + count)]

@@ -14,6 +14,7 @@ from vllm_ms_models.layers.mla import MultiHeadLatentAttention
 from vllm_ms_models.layers.mlp import GatedMLP
 from vllm_ms_models.layers.moe import MoE
 from vllm_ms_models.layers.norm import AddRMSNorm
+from vllm_ms_models.layers.prediction import prediction_tensors
 from vllm_ms_models.layers.rotary import RotaryEmbedding
 from vllm_ms_models.registry import register_model
 
@@ -69,4 +70,4 @@ class DeepseekV3ForCausalLM(CausalLM):
             config, context, lambda layer, prefix: DeepseekV3DecoderLayer(config, layer, rotation, context, prefix)
         )
         super().__init__(model, config, context)
-        self.ignored = entries.ignored(config)
+        self.ignored = prediction_tensors(config)

@@ -19,7 +19,7 @@ class CausalLM(Layer):
     `embed_tokens`, whose matrix is also the head's if `config.tie_word_embeddings`. In a pipeline, all stages but the
     last have no head and give what the next one takes as `stream` (layers/decoder.py). Without `context.head` there is
     none, whatever the checkpoint has. `logits_processor` scales or caps the logits; `head_size` is the width of the
-    last hidden states (default: the hidden size).
+    last hidden states (default: the hidden size), `head_name` what the checkpoint calls the head.
     """
 
     def __init__(
@@ -29,6 +29,7 @@ class CausalLM(Layer):
         context: ModelContext,
         logits_processor: LogitsProcessor | None = None,
         head_size: int | None = None,
+        head_name: str = "lm_head",
     ) -> None:
         super().__init__()
         self.model = model
@@ -36,9 +37,9 @@ class CausalLM(Layer):
         if context.head and context.pipeline.is_last:
             tied_to = model.embed_tokens if config.tie_word_embeddings else None
             width = head_size or config.hidden_size
-            self.lm_head = ParallelLMHead("lm_head", config.vocab_size, width, context, tied_to)
+            self.lm_head = ParallelLMHead(head_name, config.vocab_size, width, context, tied_to)
         else:
-            self.elsewhere.append("lm_head.*")
+            self.elsewhere.append(f"{head_name}.*")
         self.logits_processor = logits_processor or LogitsProcessor()
 
     def construct(

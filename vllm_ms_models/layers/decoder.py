@@ -23,9 +23,9 @@ class Decoder(Layer):
     A stage of a pipeline has its own layers only; the first has the embedding, the last the norm, and the embedding too
     where its matrix is also the head's. `elsewhere` are patterns of the checkpoint's tensors that other stages read.
 
-    What differs: `embedding_size` (default: the hidden size) and `embedding_scale` of the embedding, `norm_name` in the
-    checkpoint and `make_norm(name)`, which makes the last norm, an AddRMSNorm unless given. A subclass may have more to
-    do before the layers (`start`) and after them (`finish`).
+    What differs: `embedding_size` (default: the hidden size) and `embedding_scale` of the embedding, `embedding_name`
+    and `norm_name` in the checkpoint, and `make_norm(name)`, which makes the last norm, an AddRMSNorm unless given. A
+    subclass may have more to do before the layers (`start`) and after them (`finish`).
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Decoder(Layer):
         *,
         embedding_size: int | None = None,
         embedding_scale: float = 1.0,
+        embedding_name: str = "embed_tokens",
         norm_name: str = "norm",
         make_norm: Callable[[str], Layer | None] | None = None,
     ) -> None:
@@ -48,9 +49,11 @@ class Decoder(Layer):
         self.elsewhere = [f"{prefix}.layers.{i}.*" for i in numbers if i not in own]
         if stage.is_first or (stage.is_last and context.head and config.tie_word_embeddings):
             width = embedding_size or hidden
-            self.embed_tokens = VocabParallelEmbedding(f"{prefix}.embed_tokens", vocab, width, context, embedding_scale)
+            self.embed_tokens = VocabParallelEmbedding(
+                f"{prefix}.{embedding_name}", vocab, width, context, embedding_scale
+            )
         else:
-            self.elsewhere.append(f"{prefix}.embed_tokens.*")
+            self.elsewhere.append(f"{prefix}.{embedding_name}.*")
         self.layers = nn.CellList([make_layer(i, f"{prefix}.layers.{i}") for i in own])
         if stage.is_last:
             name = f"{prefix}.{norm_name}"

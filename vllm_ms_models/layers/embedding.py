@@ -11,6 +11,7 @@ from vllm_ms_models.checkpoint.slots import Slot, pieces
 from vllm_ms_models.distributed.group import Group
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.layer import Layer
+from vllm_ms_models.layers.scale import Scale
 from vllm_ms_models.quantization.base import Part
 
 
@@ -26,7 +27,8 @@ class VocabParallelEmbedding(Layer):
 
     def __init__(self, name: str, vocab_size: int, hidden_size: int, context: ModelContext, scale: float = 1.0) -> None:
         super().__init__()
-        self.scale = None if scale == 1.0 else Tensor(scale, context.dtype)
+        rounded = float(Tensor(scale, context.dtype).astype(ms.float32).asnumpy())
+        self.scale = None if scale == 1.0 else Scale(rounded, hidden_size)
         self.name = f"{name}.weight"
         self.shape = (vocab_size, hidden_size)
         self.group = context.tensor_parallel
@@ -45,7 +47,7 @@ class VocabParallelEmbedding(Layer):
 
     def construct(self, ids: Tensor) -> Tensor:
         hidden = self.group.all_reduce(self.kernels.embedding(ids, self.weight, self.first_row))
-        return hidden if self.scale is None else hidden * self.scale
+        return hidden if self.scale is None else self.scale(hidden)
 
 
 class LearnedEmbedding(Layer):

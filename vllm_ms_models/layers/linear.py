@@ -12,13 +12,15 @@ The classes differ only in which rows (outputs) and columns (inputs) of the chec
 | StackedQKVParallelLinear   | whole heads  | all          | the same, of one matrix        |
 | RowParallelLinear          | all          | 1/size       | summed over the ranks          |
 
-Fused layers read several checkpoint matrices; they are named one by one, so no other table of fused names exists.
+Fused layers read several checkpoint matrices; they are named one by one, so no other table of fused names exists. Where
+the checkpoint has them fused already, one below the other, the one name stands for all.
 
 All take the batch as well, for the adapters (LoRA) of its tokens. What these add comes from the same input, and joins
 the product before anything else happens to it (activation, sum over the ranks, rounding).
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import mindspore as ms
 from mindspore import Tensor
@@ -33,12 +35,54 @@ from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.quantization.base import Part
 
+Names = Sequence[str] | str
+"""Those of several matrices in the checkpoint, or that of one in which they lie one below the other."""
 
-def column_part(name: str, in_features: int, out_features: int, group: Group) -> Part:
-    """This rank's share of the rows of a matrix."""
+
+def column_part(
+    name: str, in_features: int, out_features: int, group: Group, first: int = 0, whole: int | None = None
+) -> Part:
+    """This rank's share of the rows of a matrix; or of `out_features` rows, from `first` on, of one with `whole`."""
     size = group.share(out_features, f"The output size of {name}")
-    rows = slice(group.rank * size, (group.rank + 1) * size)
-    return Part(name, (out_features, in_features), rows, slice(0, in_features))
+    begin = first + group.rank * size
+    return Part(name, (whole or out_features, in_features), slice(begin, begin + size), slice(0, in_features))
+
+
+def column_parts(names: Names, in_features: int, sizes: Sequence[int], groups: Sequence[Group]) -> list[Part]:
+    """A part for each of `sizes`, whose rows the ranks of its group share."""
+    if not isinstance(names, str):
+        shares = zip(names, sizes, groups, strict=True)
+        return [column_part(name, in_features, size, group) for name, size, group in shares]
+    ends = list(accumulate(sizes))
+    return [
+        column_part(names, in_features, size, group, end - size, ends[-1])
+        for size, end, group in zip(sizes, ends, groups, strict=True)
+    ]
+
+
+def parts_by_heads(
+    name: str, in_features: int, kv_heads: int, size: int, sizes: tuple[int, int, int], groups: tuple[Group, Group]
+) -> list[Part]:
+    """Queries, keys and values of a matrix in which those of each KV head lie together; `groups` are those of the ranks
+    that share queries, and KV heads. Each of the three is put together of rows here and there."""
+    queries = sizes[0] // kv_heads  # rows of each KV head
+    whole, step = sum(sizes), queries + 2 * size
+    share, kv_share = sizes[0] // groups[0].size, kv_heads // groups[1].size
+    first, last = groups[0].rank * share, (groups[0].rank + 1) * share
+    own = range(groups[1].rank * kv_share, (groups[1].rank + 1) * kv_share)
+    outputs = [
+        [
+            slice(head * step + max(first - head * queries, 0), head * step + min(last - head * queries, queries))
+            for head in range(first // queries, -(-last // queries))
+        ],
+        [slice(head * step + queries, head * step + queries + size) for head in own],
+        [slice(head * step + queries + size, (head + 1) * step) for head in own],
+    ]
+    return [
+        Part(name, (whole, in_features), rows, slice(0, in_features), continues=number > 0)
+        for output in outputs
+        for number, rows in enumerate(output)
+    ]
 
 
 class Linear(Layer):
@@ -93,12 +137,9 @@ class ColumnParallelLinear(Linear):
 class MergedColumnParallelLinear(Linear):
     """Several column-parallel matrices over one input, multiplied at once: a tuple of their results."""
 
-    def __init__(
-        self, names: Sequence[str], in_features: int, sizes: Sequence[int], context: ModelContext, bias: bool = False
-    ):
-        group = context.tensor_parallel
-        parts = [column_part(name, in_features, size, group) for name, size in zip(names, sizes, strict=True)]
-        super().__init__(parts, bias, context)
+    def __init__(self, names: Names, in_features: int, sizes: Sequence[int], context: ModelContext, bias: bool = False):
+        groups = [context.tensor_parallel] * len(sizes)
+        super().__init__(column_parts(names, in_features, sizes, groups), bias, context)
 
     def construct(self, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, ...]:
         return self.scheme.multiply_split(x, self.addend(x, batch))
@@ -112,7 +153,7 @@ class GatedColumnParallelLinear(MergedColumnParallelLinear):
 
     def __init__(
         self,
-        names: tuple[str, str],
+        names: tuple[str, str] | str,
         in_features: int,
         size: int,
         hidden_act: str,
@@ -129,35 +170,37 @@ class GatedColumnParallelLinear(MergedColumnParallelLinear):
 class QKVParallelLinear(Linear):
     """Query, key and value projections of this rank's heads.
 
-    With more ranks than KV heads, each KV head is held by `ranks / kv_heads` neighbouring ranks.
+    With more ranks than KV heads, each KV head is held by `ranks / kv_heads` neighbouring ranks. `by_heads`: the one
+    matrix has the queries of the first KV head, its key and its value, then those of the next (InternLM2).
     """
 
     def __init__(
         self,
-        names: Sequence[str],
+        names: Names,
         in_features: int,
         num_heads: int,
         num_kv_heads: int,
         head_size: int,
         context: ModelContext,
         bias: bool = False,
+        by_heads: bool = False,
     ):
         group = context.tensor_parallel
-        heads = group.share(num_heads, f"The number of heads of {names[0]}")
+        query, key = (names, names) if isinstance(names, str) else names[:2]
+        heads = group.share(num_heads, f"The number of heads of {query}")
         if group.size > num_kv_heads and group.size % num_kv_heads:
             raise ValueError(
-                f"The number of KV heads of {names[1]} ({num_kv_heads}) does not divide the tensor parallel size "
+                f"The number of KV heads of {key} ({num_kv_heads}) does not divide the tensor parallel size "
                 f"{group.size}; choose a --tensor-parallel-size that it divides, or one that divides it."
             )
         copies = max(1, group.size // num_kv_heads)
         kv_group = Group(group.rank // copies, group.size // copies)
-        kv_heads = kv_group.share(num_kv_heads, f"The number of KV heads of {names[1]}")
-        query, key, value = names
-        parts = [
-            column_part(query, in_features, num_heads * head_size, group),
-            column_part(key, in_features, num_kv_heads * head_size, kv_group),
-            column_part(value, in_features, num_kv_heads * head_size, kv_group),
-        ]
+        kv_heads = kv_group.share(num_kv_heads, f"The number of KV heads of {key}")
+        sizes = num_heads * head_size, num_kv_heads * head_size, num_kv_heads * head_size
+        if by_heads:
+            parts = parts_by_heads(query, in_features, num_kv_heads, head_size, sizes, (group, kv_group))
+        else:
+            parts = column_parts(names, in_features, sizes, (group, kv_group, kv_group))
         super().__init__(parts, bias, context)
         self.num_heads, self.num_kv_heads = heads, kv_heads
 

@@ -13,7 +13,8 @@ from vllm_ms_models.layers.linear import ColumnParallelLinear, GatedColumnParall
 class GatedMLP(Layer):
     """`down(activation(gate(x)) * up(x))`, `[tokens, hidden]` -> `[tokens, hidden]`.
 
-    `reduce` is that of the RowParallelLinear at the end.
+    `reduce` is that of the RowParallelLinear at the end. `names` are gate, up and down in the checkpoint, or, where it
+    has gate and up in one matrix, that and down.
     """
 
     def __init__(
@@ -25,11 +26,15 @@ class GatedMLP(Layer):
         context: ModelContext,
         bias: bool = False,
         reduce: bool = True,
+        names: tuple[str, str, str] | tuple[str, str] = ("gate_proj", "up_proj", "down_proj"),
     ) -> None:
         super().__init__()
-        names = f"{prefix}.gate_proj", f"{prefix}.up_proj"
-        self.gate_up_proj = GatedColumnParallelLinear(names, hidden_size, intermediate_size, hidden_act, context, bias)
-        self.down_proj = RowParallelLinear(f"{prefix}.down_proj", intermediate_size, hidden_size, context, bias, reduce)
+        gate, up, down = f"{prefix}.{names[0]}", f"{prefix}.{names[1]}", f"{prefix}.{names[-1]}"
+        gate_up = (gate, up) if len(names) == 3 else gate
+        self.gate_up_proj = GatedColumnParallelLinear(
+            gate_up, hidden_size, intermediate_size, hidden_act, context, bias
+        )
+        self.down_proj = RowParallelLinear(down, intermediate_size, hidden_size, context, bias, reduce)
 
     def construct(self, x: Tensor, batch: Batch | None = None) -> Tensor:
         return self.down_proj(self.gate_up_proj(x, batch), batch)

@@ -18,13 +18,15 @@ class Part:
     """One checkpoint matrix of a (maybe fused) linear, and what this rank owns of it.
 
     `name` is the module's name in the checkpoint, such as `model.layers.0.self_attn.q_proj`; `shape` the whole
-    matrix (out, in); `rows` and `columns` select this rank's part.
+    matrix (out, in); `rows` and `columns` select this rank's part. One that `continues` adds rows to the output of the
+    part before it, where an output is more than one stretch of a matrix.
     """
 
     name: str
     shape: tuple[int, int]
     rows: slice
     columns: slice
+    continues: bool = False
 
     @property
     def out_features(self) -> int:
@@ -33,6 +35,18 @@ class Part:
     @property
     def in_features(self) -> int:
         return self.columns.stop - self.columns.start
+
+
+def outputs_of(parts: Sequence[Part]) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """The sizes of the outputs that `parts` make up, and where each part is: its output, its first row there."""
+    sizes: list[int] = []
+    places = []
+    for part in parts:
+        if not part.continues:
+            sizes.append(0)
+        places.append((len(sizes) - 1, sizes[-1]))
+        sizes[-1] += part.out_features
+    return tuple(sizes), tuple(places)
 
 
 class LinearScheme(ABC):
@@ -44,7 +58,7 @@ class LinearScheme(ABC):
     def __init__(self, parts: Sequence[Part], bias: bool, dtype: ms.Type) -> None:
         self.parts = tuple(parts)
         self.in_features = parts[0].in_features
-        self.sizes = tuple(part.out_features for part in parts)
+        self.sizes, self.places = outputs_of(parts)
         self.dtype = dtype
         self.bias = Tensor.from_numpy(np.zeros(sum(self.sizes), np.float32)) if bias else None
 
@@ -64,7 +78,7 @@ class LinearScheme(ABC):
 
     @abstractmethod
     def multiply_split(self, x: Tensor, addend: Addend | None = None) -> tuple[Tensor, ...]:
-        """As `multiply`, one tensor for each part."""
+        """As `multiply`, one tensor for each output (a part, or several)."""
 
     def multiply_gated(self, x: Tensor, activation: str, addend: Addend | None = None) -> Tensor:
         """`activation(gate) * up` of the two parts gate and up; `activation` as in `Kernels.linear_gated`."""
@@ -131,11 +145,11 @@ class Float(KernelScheme):
         self.weight = self.kernels.new_weight(self.sizes, self.in_features, dtype)
 
     def slots(self) -> Iterator[Slot]:
-        for index, part in enumerate(self.parts):
+        for part, (output, begin) in zip(self.parts, self.places, strict=True):
             for first, rows in pieces(part.rows, part.in_features):
 
-                def load(source: np.ndarray, index: int = index, first: int = first) -> None:
-                    self.kernels.load_rows(self.weight, index, first, source)
+                def load(source: np.ndarray, output: int = output, first: int = begin + first) -> None:
+                    self.kernels.load_rows(self.weight, output, first, source)
 
                 yield Slot(f"{part.name}.weight", part.shape, load, (rows, part.columns))
         yield from self.bias_slots()

@@ -15,8 +15,8 @@ from vllm_ms_models.quantization.specs import Fp8Weight
 SCALE = examples.WEIGHT / 170  # of example weights, whose values have that standard deviation
 
 
-def fp8_slots(kernels: Kernels, weight: Weight, index: int, part: Part, spec: Fp8Weight) -> Iterator[Slot]:
-    """The tensors of `part`, which is number `index` of `weight`.
+def fp8_slots(kernels: Kernels, weight: Weight, place: tuple[int, int], part: Part, spec: Fp8Weight) -> Iterator[Slot]:
+    """The tensors of `part`, which is at `place` (number of the output, first row there) in `weight`.
 
     An `input_scale` for activations in FP8 is not needed: activations stay in floats.
     """
@@ -43,7 +43,7 @@ def fp8_slots(kernels: Kernels, weight: Weight, index: int, part: Part, spec: Fp
         def load(source: np.ndarray, start: int = start) -> None:
             rows = scales_of(scales, part, spec, start, len(source))
             width = spec.block[1] if spec.block is not None else part.shape[1]
-            kernels.load_float8(weight, index, start, source, rows, width, part.columns.start)
+            kernels.load_float8(weight, place[0], place[1] + start, source, rows, width, part.columns.start)
 
         yield Slot(
             f"{part.name}.weight",
@@ -77,6 +77,6 @@ class Fp8Scheme(KernelScheme):
             self.weight = self.kernels.new_weight(self.sizes, self.in_features, dtype)
 
     def slots(self) -> Iterator[Slot]:
-        for index, part in enumerate(self.parts):
-            yield from fp8_slots(self.kernels, self.weight, index, part, self.spec)
+        for part, place in zip(self.parts, self.places, strict=True):
+            yield from fp8_slots(self.kernels, self.weight, place, part, self.spec)
         yield from self.bias_slots()

@@ -42,7 +42,7 @@ class IntegerScheme(KernelScheme):
         self.integers = integers
         self.weight = self.kernels.new_integer_weight(self.sizes, self.in_features, integers)
         groups = integers.groups(self.in_features)
-        self.factors = [Factors(np.zeros((size, groups), np.float32)) for size in self.sizes]
+        self.factors = [Factors(np.zeros((part.out_features, groups), np.float32)) for part in parts]
 
     @abstractmethod
     def part_slots(self, index: int, part: Part, factors: Factors) -> Iterator[Slot]:
@@ -54,13 +54,14 @@ class IntegerScheme(KernelScheme):
         yield from self.bias_slots()
 
     def finish(self) -> None:
-        for index, factors in enumerate(self.factors):
-            self.kernels.load_scales(self.weight, index, 0, factors.scales, factors.zeros, factors.addends)
+        for (output, first), factors in zip(self.places, self.factors, strict=True):
+            self.kernels.load_scales(self.weight, output, first, factors.scales, factors.zeros, factors.addends)
         self.factors = []  # the weight has them now
 
     def store(self, index: int, first_row: int, values: np.ndarray) -> None:
-        """Rows of int8 values, over this rank's columns."""
-        self.kernels.load_integers(self.weight, index, first_row, values)
+        """Rows of part number `index` in int8, over this rank's columns."""
+        output, first = self.places[index]
+        self.kernels.load_integers(self.weight, output, first + first_row, values)
 
     def int8_slots(self, index: int, part: Part, factors: Factors) -> Iterator[Slot]:
         """The slots of an int8 tensor `weight` [out, in]."""
@@ -210,7 +211,7 @@ class Int8Scheme(IntegerScheme):
             sums = sums - self.in_features * factors.zeros[:, 0].astype(np.int64)
         factors.addends = as_int32(-factors.input_offset * sums, part)
         factors.scales *= factors.input_scale
-        self.kernels.set_input(self.weight, index, float(factors.input_scale[0]), factors.input_offset)
+        self.kernels.set_input(self.weight, self.places[index][0], float(factors.input_scale[0]), factors.input_offset)
 
 
 def as_int32(values: np.ndarray, part: Part) -> np.ndarray:
@@ -289,7 +290,7 @@ class Int8ProductScheme(IntegerScheme):
         for index, factors in enumerate(self.factors):
             assert factors.input_scale is not None
             scale = 1.0 if self.reciprocals is not None else float(factors.input_scale[0])
-            self.kernels.set_input(self.weight, index, scale, factors.input_offset)
+            self.kernels.set_input(self.weight, self.places[index][0], scale, factors.input_offset)
         super().finish()
 
     def _common(self, scales: list[np.ndarray | None]) -> np.ndarray:
