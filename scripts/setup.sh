@@ -155,8 +155,8 @@ main() {
   local extra missing=()
   for extra in "$@"; do
     case $extra in
-      test | test-weights | lint | bench | ray) done_already "$extra" || missing+=("$extra") ;;
-      *) fail "unknown extra '$extra'; there are test, test-weights, lint, bench and ray" ;;
+      vision | test | test-weights | lint | bench | ray) done_already "$extra" || missing+=("$extra") ;;
+      *) fail "unknown extra '$extra'; there are vision, test, test-weights, lint, bench and ray" ;;
     esac
   done
   if done_already serve && [ ${#missing[@]} -eq 0 ]; then return; fi
