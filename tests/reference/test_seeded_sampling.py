@@ -1,6 +1,8 @@
 """Sampling with seeds in float32: the same tokens however the prompt is read, whoever else is in the batch, after a
 preemption, from the prefix cache, and while adapters come and go. Speculation: tests/speculation."""
 
+from typing import Any
+
 import pytest
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
@@ -56,7 +58,7 @@ def test_prefix_cache(expected: list[list[int]]) -> None:
 
 def test_preempted(expected: list[list[int]]) -> None:
     """No random number is drawn twice for a token, nor left out."""
-    options = {"num_gpu_blocks_override": 10, "enable_prefix_caching": False, "disable_log_stats": False}
+    options: dict[str, Any] = {"num_gpu_blocks_override": 10, "enable_prefix_caching": False, "disable_log_stats": False}
     with engine(checkpoint("qwen2"), **options) as llm:
         before = counter(llm, "vllm:num_preemptions")
         assert sample(llm, ALL) == expected
