@@ -28,7 +28,7 @@ test: ## the quick tests; ARGS="-k name" picks
 	@$(bin)/python -m pytest $(ARGS)
 
 test-all: ## every test, the slow ones too
-	@scripts/setup.sh test
+	@scripts/setup.sh test test-weights
 	@$(bin)/python -m pytest -m "" $(ARGS)
 
 fuzz: ## hostile input, 100,000 of each kind; ARGS="--targets headers rope", "--inputs 1000" and others go to tests/fuzz
@@ -57,8 +57,9 @@ bench: ## side by side with other engines (hours); ARGS="--quick", "--help" and 
 bench-kernels: install ## each kernel beside the machine's own limits; ARGS= go to benchmarks/kernels.py
 	@$(bin)/python benchmarks/kernels.py $(ARGS)
 
-docs: ## docs/features.md from the marks of the tests
+docs: ## docs/models.md from the registry, docs/features.md from the marks of the tests
 	@scripts/setup.sh test
+	@$(bin)/python scripts/models.py
 	@$(bin)/python scripts/features.py
 
 clean: ## remove caches and build products; .venv stays

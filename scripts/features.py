@@ -27,6 +27,8 @@ FAMILIES = {
     "deepseek_v3": "DeepSeek-V2, V3",
     "quantized": "quantized",
 }
+# Of their own kind, which write no text.
+ENCODERS = {"bert": "BERT", "roberta": "RoBERTa", "xlm_roberta": "XLM-RoBERTa"}
 SAME = {"mistral": "llama", "deepseek_v2": "deepseek_v3", "dense": "qwen2"}
 
 FEATURES: dict[str, list[str]] = {
@@ -104,6 +106,17 @@ FEATURES: dict[str, list[str]] = {
     "Other tasks and weights": ["LoRA", "embeddings", "classification", "rerank and score"],
 }
 
+ENCODER_FEATURES = [
+    "embeddings of texts",
+    "embeddings of tokens",
+    "classification of texts",
+    "classification of tokens",
+    "pairs of texts: score and rerank",
+    "encoders on two tensor-parallel ranks",
+    "encoders in bfloat16 and float16",
+    "encoders in W8A8",
+]
+
 # What no family has.
 REFUSED = [
     "images and audio",
@@ -121,7 +134,7 @@ REFUSED = [
     "other profilers",
 ]
 
-KNOWN = {*REFUSED, *(feature for group in FEATURES.values() for feature in group)}
+KNOWN = {*REFUSED, *ENCODER_FEATURES, *(feature for group in FEATURES.values() for feature in group)}
 
 HEADER = """# Features
 
@@ -129,6 +142,7 @@ Which feature of vLLM works with which family of models. This page is written by
 tests, and a test compares it: *works* is shown by a test, through a real server and the real client, or through
 vLLM's engine (`make test-all` runs them all); *refused* is a sentence, listed below; *not run* means that no test
 shows it, not that it fails. Families share everything but their layers.
+Models that read images have a page of their own, [multimodal.md](multimodal.md).
 
 The columns of families are for CPUs; on Ascend nothing was run.
 """
@@ -178,7 +192,7 @@ class Marks:
             families = [_family(item)] if refused is None else [*FAMILIES]
         for family in families:
             family = SAME.get(family, family)
-            if family not in FAMILIES:
+            if family not in (ENCODERS if name in ENCODER_FEATURES else FAMILIES):
                 raise pytest.UsageError(f"{item.nodeid}: the family {family!r} is not in scripts/features.py")
             if refused is None:
                 shown.works.add(family)
@@ -214,12 +228,13 @@ def _link(file: str) -> str:
 def page(shown: dict[str, Shown]) -> str:
     """The whole document."""
     lines = [HEADER]
-    columns = [*FAMILIES.values(), "any, on Ascend", "shown by"]
-    for group, features in FEATURES.items():
+    groups = [(group, features, FAMILIES) for group, features in FEATURES.items()]
+    for group, features, families in (*groups, ("Encoders", ENCODER_FEATURES, ENCODERS)):
+        columns = [*families.values(), "any, on Ascend", "shown by"]
         lines += [f"## {group}", "", f"| | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
         for feature in features:
             one = shown[feature]
-            cells = [*map(one.cell, FAMILIES), "not run", ", ".join(map(_link, one.files))]
+            cells = [*map(one.cell, families), "not run", ", ".join(map(_link, one.files))]
             lines.append(f"| {feature} | {' | '.join(cells)} |")
         lines.append("")
     lines += ["## What is refused", "", "| | the sentence |", "| --- | --- |"]

@@ -2,7 +2,7 @@
 # Sets up .venv with everything `vllm serve` needs: torch, vLLM's device-less build, MindSpore, this package, its kernels.
 #
 #   scripts/setup.sh               to serve
-#   scripts/setup.sh test lint     and extras of pyproject.toml: test, lint, bench, ray
+#   scripts/setup.sh test lint     and extras of pyproject.toml: vision, test, test-weights, lint, bench, ray
 #
 # A finished set-up is not repeated; an interrupted one is taken up where it stopped. What pip says goes to .venv/setup.log.
 #
@@ -155,8 +155,8 @@ main() {
   local extra missing=()
   for extra in "$@"; do
     case $extra in
-      test | lint | bench | ray) done_already "$extra" || missing+=("$extra") ;;
-      *) fail "unknown extra '$extra'; there are test, lint, bench and ray" ;;
+      vision | test | test-weights | lint | bench | ray) done_already "$extra" || missing+=("$extra") ;;
+      *) fail "unknown extra '$extra'; there are vision, test, test-weights, lint, bench and ray" ;;
     esac
   done
   if done_already serve && [ ${#missing[@]} -eq 0 ]; then return; fi

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import vllm_ms_models
+from vllm_ms_models.cli.doctor.environment import TORCH
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -52,11 +53,20 @@ def test_imports_are_cheap(code, unwanted):
     assert run.stdout.splitlines()[-1].split() == ["loaded:"]
 
 
+def test_torchvision_can_be_imported():
+    """Whatever torch it was built for, in a process that knows nothing of this package."""
+    code = "import torchvision, transformers.image_utils; print('loaded:', torchvision.__version__)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("loaded: 0.28.0")
+
+
 def test_setup_script_installs_the_declared_versions():
     script = (ROOT / "scripts" / "setup.sh").read_text()
     for name in ("vllm", "mindspore"):
         (stated,) = re.findall(rf"{name.upper()}=([\d.]+)", script.split("VLLM_VERSION_OVERRIDE")[0])
         assert f"{name}=={stated}" in PROJECT["dependencies"]
+    assert re.findall(r"TORCH=([\d.]+)", script)[0] == TORCH
 
 
 def test_wheel_holds_the_sources(tmp_path):

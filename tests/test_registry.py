@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 
 from vllm_ms_models import registry
-from vllm_ms_models.registry import BUILT_IN, DRAFTS, UnsupportedArchitectureError, register_model
+from vllm_ms_models.registry import (
+    BUILT_IN,
+    DRAFTS,
+    ENCODERS,
+    MULTIMODAL,
+    UnsupportedArchitectureError,
+    register_model,
+)
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -235,6 +242,13 @@ def test_nothing_before_the_model_imports_mindspore(facts: dict[str, Any]) -> No
 
 
 def test_vllm_knows_our_models(facts: dict[str, Any]) -> None:
-    """Under the architecture's name it has our class, not its own of the same name."""
+    """Under the architecture's name it has our class, not its own of the same name; encoders generate no text."""
     assert facts["device"] == "MindSporePlatform"
-    assert facts["models"] == {name: ["vllm_ms_models.bridge.model", name, True] for name in BUILT_IN}
+    for name in BUILT_IN:
+        module = "encoder" if name in ENCODERS else "multimodal" if name in MULTIMODAL else "model"
+        assert facts["models"].pop(name) == [f"vllm_ms_models.bridge.{module}", name, name not in ENCODERS]
+    assert not facts["models"]
+
+
+def test_encoders_are_built_in() -> None:
+    assert set(BUILT_IN) >= ENCODERS

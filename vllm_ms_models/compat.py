@@ -8,6 +8,12 @@
    MindSpore 2.10.0; goes when it leaves the variable alone.
 4. `ModelRegistry.models`: vLLM offers and tries its torch models too, which cannot run on this platform; taken out, its
    own refusal lists what can. In vLLM 0.32.0; goes when a platform can say which architectures it has.
+5. `XLMRobertaConfig.position_embedding_type`: vLLM reads it, transformers 5 no longer has or writes it, so that
+   models saved by it cannot be served (AttributeError). In vLLM 0.32.0; goes when vLLM asks whether it is there.
+6. torchvision's wheel on PyPI is made for torch's CUDA build. Beside a CPU build its C++ operators cannot be loaded and
+   importing it fails for want of two of them, and so does importing transformers, which looks for it; though its Python
+   code, which prepares images and video, needs none. Declared without code, they are not missed. In torchvision 0.28;
+   goes with a wheel that can be imported, as that of PyTorch's own index of CPU wheels.
 """
 
 import contextlib
@@ -15,6 +21,11 @@ import io
 import os
 import sys
 from collections.abc import Collection, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+_declared: list[Any] = []  # what torch forgets when the object is gone
 
 
 def make_accelerator_calls_harmless() -> None:
@@ -32,6 +43,14 @@ def hide_torch_models(ours: Collection[str]) -> None:
 
     for architecture in set(ModelRegistry.get_supported_archs()) - set(ours):
         del ModelRegistry.models[architecture]
+
+
+def complete_xlm_roberta_config() -> None:
+    """Give the config the kind of positions that models have whose config.json names none."""
+    from transformers import XLMRobertaConfig
+
+    if not hasattr(XLMRobertaConfig, "position_embedding_type"):
+        XLMRobertaConfig.position_embedding_type = "absolute"
 
 
 @contextlib.contextmanager
@@ -66,3 +85,20 @@ def restore_thread_limit() -> None:
         os.putenv("OMP_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
     else:
         os.unsetenv("OMP_NUM_THREADS")
+
+
+def declare_torchvision_operators() -> None:
+    """Entry point `torch.backends`, which torch runs at the end of its import, in every process of the environment.
+
+    Nothing happens without torchvision, or beside a build of it that belongs to this torch.
+    """
+    import torch
+
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # of this, `import torch` must not fail
+        found = find_spec("torchvision") if torch.version.cuda is None and not _declared else None
+        if found is None or found.origin is None or "+cu" not in Path(found.origin).with_name("version.py").read_text():
+            return
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _declared.append(library)

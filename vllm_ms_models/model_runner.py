@@ -18,6 +18,7 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_input_batch import InputBatch
 
+from vllm_ms_models.bridge.attention_backend import add_uncached_group
 from vllm_ms_models.bridge.lora import AdapterManager
 from vllm_ms_models.bridge.model import CausalLMShell
 from vllm_ms_models.bridge.sampler import MindSporeSampler
@@ -42,6 +43,11 @@ class MindSporeModelRunner(CPUModelRunner):
         if self.speculative_config is not None and self.speculative_config.uses_draft_kv_cache():
             check_cache(self.speculative_config, self.drafter._draft_attn_layer_names, kv_cache_config)
         super().initialize_kv_cache(kv_cache_config, *arguments, **options)
+
+    def may_add_encoder_only_layers_to_kv_cache_config(self) -> None:
+        """As vLLM's for its own layers."""
+        super().may_add_encoder_only_layers_to_kv_cache_config()
+        add_uncached_group(self.vllm_config, self.kv_cache_config)
 
     def load_lora_model(self, model: CausalLMShell, vllm_config: VllmConfig, device: torch.device) -> CausalLMShell:
         """Adapters are kept beside the model's linear layers; vLLM's own manager would replace torch modules."""

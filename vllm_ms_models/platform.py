@@ -64,12 +64,10 @@ class MindSporePlatform(CpuPlatform):
             return
         runtime.require_mindspore()
         runtime.device()
-        from vllm_ms_models.bridge import stopping
+        from vllm_ms_models.bridge import refusals, stopping
         from vllm_ms_models.bridge.host import RANKS_VARIABLE
-        from vllm_ms_models.bridge.refusals import refusals
 
-        for problem in refusals(vllm_config):
-            raise ValueError(problem)
+        refusals.check(vllm_config)
         _choose(vllm_config)
         for name in UNREAD.intersection(os.environ):
             logger.warning("%s has no effect here; OMP_NUM_THREADS and taskset choose threads and CPUs.", name)
@@ -127,9 +125,12 @@ class MindSporePlatform(CpuPlatform):
 def _choose(vllm_config: "VllmConfig") -> None:
     from vllm.config import CompilationMode, CUDAGraphMode
 
+    from vllm_ms_models.bridge import encoder
     from vllm_ms_models.bridge.loader import LOAD_FORMATS
     from vllm_ms_models.bridge.refusals import WORKER
 
+    if vllm_config.model_config.architecture in registry.ENCODERS:
+        encoder.limit_length(vllm_config.model_config)
     parallel = vllm_config.parallel_config
     if parallel.worker_cls == "auto":
         parallel.worker_cls = WORKER

@@ -14,6 +14,9 @@ ENTRY_POINT_GROUP = "vllm_ms_models.models"
 
 # Architecture (config.json's "architectures") -> the module whose import registers it.
 BUILT_IN = {
+    "BertForSequenceClassification": "vllm_ms_models.bert.model",
+    "BertForTokenClassification": "vllm_ms_models.bert.model",
+    "BertModel": "vllm_ms_models.bert.model",
     "DeepseekV2ForCausalLM": "vllm_ms_models.deepseek_v3.model",
     "DeepseekV3ForCausalLM": "vllm_ms_models.deepseek_v3.model",
     "Gemma2ForCausalLM": "vllm_ms_models.gemma2.model",
@@ -27,6 +30,7 @@ BUILT_IN = {
     "InternLM2ForCausalLM": "vllm_ms_models.internlm2.model",
     "InternLM3ForCausalLM": "vllm_ms_models.internlm3.model",
     "LlamaForCausalLM": "vllm_ms_models.llama.model",
+    "LlavaForConditionalGeneration": "vllm_ms_models.llava.model",
     "MiniCPMForCausalLM": "vllm_ms_models.minicpm.model",
     "MistralForCausalLM": "vllm_ms_models.llama.model",
     "MixtralForCausalLM": "vllm_ms_models.mixtral.model",
@@ -35,8 +39,15 @@ BUILT_IN = {
     "Olmo3ForCausalLM": "vllm_ms_models.olmo2.model",
     "Phi3ForCausalLM": "vllm_ms_models.phi3.model",
     "Qwen2ForCausalLM": "vllm_ms_models.qwen2.model",
+    "Qwen2_5_VLForConditionalGeneration": "vllm_ms_models.qwen2_5_vl.model",
     "Qwen3ForCausalLM": "vllm_ms_models.qwen3.model",
     "Qwen3MoeForCausalLM": "vllm_ms_models.qwen3_moe.model",
+    "RobertaForSequenceClassification": "vllm_ms_models.roberta.model",
+    "RobertaForTokenClassification": "vllm_ms_models.roberta.model",
+    "RobertaModel": "vllm_ms_models.roberta.model",
+    "XLMRobertaForSequenceClassification": "vllm_ms_models.roberta.model",
+    "XLMRobertaForTokenClassification": "vllm_ms_models.roberta.model",
+    "XLMRobertaModel": "vllm_ms_models.roberta.model",
 }
 
 # Model types (config.json's "model_type") that transformers has no config for -> the class that is one. Checkpoints
@@ -48,7 +59,14 @@ CONFIGS = {
 }
 
 # Those of BUILT_IN that embed or classify and generate no text.
-ENCODERS: frozenset[str] = frozenset()
+ENCODERS: frozenset[str] = frozenset(
+    family + end
+    for family in ("Bert", "Roberta", "XLMRoberta")
+    for end in ("Model", "ForSequenceClassification", "ForTokenClassification")
+)
+
+# Those of BUILT_IN that read images or video besides text.
+MULTIMODAL = frozenset({"LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"})
 
 # The same for layers that propose tokens to a model and cannot be served by themselves. The names are vLLM's.
 DRAFTS = {"DeepSeekMTPModel": "vllm_ms_models.deepseek_v3.mtp"}

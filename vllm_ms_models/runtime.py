@@ -3,6 +3,7 @@
 import logging
 import os
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from vllm_ms_models import compat
@@ -35,6 +36,15 @@ def require_mindspore() -> None:
         )
 
 
+def require_torchvision() -> None:
+    """ImportError in one sentence without torchvision, which vLLM's and transformers' code for images needs."""
+    if find_spec("torchvision") is None:
+        raise ImportError(
+            "torchvision, with which images and video are prepared, is not installed in this environment; run "
+            "`pip install 'vllm-ms-models[vision]'`."
+        )
+
+
 def device() -> str:
     """`VLLM_MS_DEVICE` (auto, cpu or ascend) resolved to "cpu"; ValueError for what this host cannot do."""
     wanted = os.environ.get("VLLM_MS_DEVICE", "auto").lower()
@@ -50,8 +60,8 @@ def device() -> str:
     return "cpu"
 
 
-def start(dtype: str) -> None:
-    """Set MindSpore up in this process, choose the kernels and log one line. `dtype` is only reported."""
+def start_mindspore() -> str:
+    """Set MindSpore up in this process, without kernels. Returns the device."""
     require_mindspore()
     target = device()
     import mindspore as ms
@@ -60,6 +70,14 @@ def start(dtype: str) -> None:
     ms.runtime.launch_blocking()  # direct kernel calls must never race with queued operators
     compat.restore_thread_limit()
     compat.absorb_numpy_warning()
+    return target
+
+
+def start(dtype: str) -> None:
+    """Set MindSpore up in this process, choose the kernels and log one line. `dtype` is only reported."""
+    target = start_mindspore()
+    import mindspore as ms
+
     from vllm_ms_models import kernels
 
     kernels.use(kernels.choose(target))

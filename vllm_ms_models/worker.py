@@ -37,6 +37,26 @@ def sequence_bytes(vllm_config: VllmConfig, specs: dict[str, KVCacheSpec]) -> tu
     return sequence, kv_cache_utils._pool_bytes_per_block(vllm_config, groups)
 
 
+def cache_bytes(
+    vllm_config: VllmConfig, specs: dict[str, KVCacheSpec], host: memory.HostMemory, resident: int, ranks: int
+) -> int:
+    """What the KV cache of one of `ranks` ranks on this host gets, once their weights have been loaded.
+
+    `resident` is what its process holds already. InsufficientMemoryError if one sequence does not fit.
+    """
+    one_sequence, block = sequence_bytes(vllm_config, specs)
+    fit_length = vllm_config.model_config.original_max_model_len == -1  # vLLM chooses the length that fits
+    return memory.cache_size(
+        host,
+        vllm_config.cache_config.gpu_memory_utilization,
+        resident,
+        block if fit_length else one_sequence + block,
+        one_sequence * vllm_config.scheduler_config.max_num_seqs + block,
+        vllm_config.cache_config.kv_cache_memory_bytes,
+        ranks,
+    )
+
+
 class MindSporeWorker(Worker):
     """Overrides what vLLM's GPU worker does with CUDA; everything else is inherited."""
 
@@ -66,21 +86,13 @@ class MindSporeWorker(Worker):
 
     def determine_available_memory(self) -> int:
         """Bytes for the KV cache; there is nothing to profile, the kernels' working space is small and bounded."""
-        one_sequence, block = sequence_bytes(self.vllm_config, self.model_runner.get_kv_cache_spec())
-        fit_length = self.model_config.original_max_model_len == -1  # vLLM chooses the length that fits
         host = host_memory()
         if self.vllm_config.lora_config is not None:  # adapters come later
             adapters = self.ranks_here * self.model_runner.lora_manager.most_bytes
             host = memory.HostMemory(host.total, max(0, host.available - adapters))
-        size = memory.cache_size(
-            host,
-            self.cache_config.gpu_memory_utilization,
-            psutil.Process().memory_info().rss,
-            block if fit_length else one_sequence + block,
-            one_sequence * self.scheduler_config.max_num_seqs + block,
-            self.cache_config.kv_cache_memory_bytes,
-            self.ranks_here,
-        )
+        resident = psutil.Process().memory_info().rss
+        specs = self.model_runner.get_kv_cache_spec()
+        size = cache_bytes(self.vllm_config, specs, host, resident, self.ranks_here)
         self.available_kv_cache_memory_bytes = size
         return size
 

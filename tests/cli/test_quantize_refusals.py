@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from tests import checkpoints
-from tests.cli.quantizing import SIZES, quantize, tensors
+from tests.cli.quantizing import SIZES, prompts_file, quantize, tensors
+from tests.pooling.encoders import encoder, save_encoder
 from vllm_ms_models.checkpoint import CheckpointError
 from vllm_ms_models.cli import main
 from vllm_ms_models.cli.quantize.source import open_source
@@ -143,6 +144,12 @@ def test_mixtures_of_experts(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     source = checkpoints.checkpoint("mixtral", num_local_experts=4)
     error = refusal(capsys, source, tmp_path / "out", "--scheme", "w8a8-dynamic")
     assert "MixtralForCausalLM is a mixture of experts, which vllm-ms quantize cannot quantize yet" in error
+
+
+def test_an_encoder_is_not_smoothed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--scheme", "w8a8-dynamic", "--smoothquant", "0.5", "--calibration", prompts_file(tmp_path)]
+    error = refusal(capsys, save_encoder(encoder("bert")), tmp_path / "out", *options)
+    assert "--smoothquant is not possible for BertModel, whose norms feed the residual sum too; leave it out." in error
 
 
 def test_weights_that_are_no_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,5 +28,6 @@ def test_each_sequence_by_itself(
         got = to_torch(cell(*rows, ragged))
         alike = Attention(f"layers.{layer}.attn", heads, kv_heads, head_size)
         parts = (x.split(lengths) for x in (got, query, key, value))
-        for result, *sequence in zip(*parts, strict=True):
-            assert_close(result, *expected(alike, *sequence, causal), dtype)
+        for result, q, k, v in zip(*parts, strict=True):
+            wanted, error = expected(alike, q, k, v, causal)
+            assert_close(result, wanted, error, dtype)

@@ -47,7 +47,8 @@ ERRORS = {
     "endless type": (raw("x" * 100_000), r"rope type 'x{159}\.\.\. is not supported"),
     "no head": ({"rope_theta": 1e4}, "hidden_size must be a whole number of at least 1.* no value for it"),
     "other rope": (raw("dynamic", alpha=1000.0), "'dynamic': alpha must be absent .*not supported.* 1000.0"),
-    "mrope": (raw(mrope_section=[16, 24, 24]), r"mrope_section must be absent .*\[16, 24, 24\]"),
+    "mrope": (raw(mrope_section=[16, 24, 25]), r"mrope_section must be a list .* add up to 64 .*\[16, 24, 25\]"),
+    "mrope, other order": (raw(mrope_interleaved=True), r"mrope_interleaved must be absent"),
 }
 
 

@@ -10,6 +10,11 @@ from transformers import LlamaConfig, PhiConfig, Qwen2Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VLRotaryEmbedding,
+    Qwen2_5_VLVisionRotaryEmbedding,
+)
 
 from tests.layer_testing import (
     UNIT,
@@ -23,7 +28,7 @@ from tests.layer_testing import (
     token_counts,
 )
 from vllm_ms_models.bridge.tensors import to_mindspore
-from vllm_ms_models.layers.rotary import RotaryEmbedding
+from vllm_ms_models.layers.rotary import AxialRotary, RotaryEmbedding
 
 LENGTH = 600
 counts = st.tuples(st.integers(1, 5), st.integers(1, 3))  # of heads and KV heads
@@ -135,3 +140,38 @@ def test_lengths_beyond_the_rope_are_refused():
         "--max-model-len 601 is beyond the 600 positions that the model's rotary embedding (default) covers; "
         "use 600 or less."
     )
+
+
+SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
+
+
+@examples
+@given(seeds, dtypes, token_counts, counts)
+def test_positions_of_three_dimensions(seed: int, dtype: torch.dtype, tokens: int, groups: tuple[int, int]) -> None:
+    """M-RoPE; positions may be beyond the longest sequence. Tokens of text are rotated as by a table."""
+    heads = (groups[0] * groups[1], groups[1])
+    states, _ = make(seed, dtype, tokens, heads, 32)
+    settings = config(Qwen2_5_VLTextConfig, 32, rope_parameters=SECTIONS)
+    cell = RotaryEmbedding(settings, context(dtype, max_model_len=LENGTH))
+    positions = torch.randint(5 * LENGTH, (3, tokens), generator=torch.Generator().manual_seed(seed))
+    cos, sin = Qwen2_5_VLRotaryEmbedding(settings)(torch.zeros(1), positions[:, None])
+    check(states, rotate(cell, states, positions), 32, cos, sin)
+    plain = RotaryEmbedding(config(Qwen2Config, 32), context(dtype, max_model_len=LENGTH))
+    text = positions[0] % LENGTH
+    for ours, theirs in zip(rotate(cell, states, text.expand(3, -1)), rotate(plain, states, text), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@examples
+@given(seeds, dtypes, token_counts)
+def test_rows_and_columns(seed: int, dtype: torch.dtype, tokens: int) -> None:
+    """Of an image: half the pairs each."""
+    states, _ = make(seed, dtype, tokens, (3, 3), 20)
+    places = torch.randint(200, (tokens, 2), generator=torch.Generator().manual_seed(seed))
+    settings = Qwen2_5_VLVisionConfig(hidden_size=60, num_heads=3)
+    settings.head_dim = 20
+    cos, sin = Qwen2_5_VLVisionRotaryEmbedding(settings)(torch.zeros(1), places)
+    cell = AxialRotary(20, 10000.0)
+    rotated = [state.clone() for state in states]
+    cell(*map(to_mindspore, rotated), cell.rotation(places.T.numpy()))
+    check(states, rotated, 20, cos[None], sin[None])

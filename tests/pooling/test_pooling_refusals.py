@@ -6,14 +6,27 @@ from typing import Any
 import pytest
 
 from tests.engines import engine
+from tests.pooling.encoders import FIRST, encoder, save_encoder, with_head
 from tests.pooling.models import OPTIONS, decoder, edit_config, save, sentence_transformer
 
 MEAN = {"pooling_type": "MEAN"}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "both directions": (
-        {"hf_overrides": {"is_causal": False}},
-        "is_causal=False asks for attention in both directions, which is not supported yet: serve a model that reads "
-        "from left to right, or leave is_causal out of --hf-overrides.",
+    "both directions in windows": (
+        {
+            "hf_overrides": {
+                "is_causal": False,
+                "layer_types": ["sliding_attention"] * 3,
+                "sliding_window": 16,
+                "use_sliding_window": True,
+            }
+        },
+        "is_causal=False asks for attention in both directions, which is not supported for Qwen2ForCausalLM with "
+        "sliding windows; leave is_causal out of --hf-overrides, or serve another model.",
+    ),
+    "chunks of both directions": (
+        {"hf_overrides": {"is_causal": False}, "enable_chunked_prefill": True},
+        "--enable-chunked-prefill is not possible with attention in both directions, which takes whole prompts; leave "
+        "it out.",
     ),
     "chunks": (
         {"pooler_config": MEAN, "enable_chunked_prefill": True},
@@ -86,9 +99,75 @@ def test_a_dense_layer_that_cannot_be_read() -> None:
         pass
 
 
-@pytest.mark.parametrize("architecture", ["BertModel", "LlamaBidirectionalModel", "Qwen2ForRewardModel"])
+@pytest.mark.parametrize("architecture", ["ModernBertModel", "LlamaBidirectionalModel", "Qwen2ForRewardModel"])
 def test_other_architectures(architecture: str) -> None:
     folder = save(decoder("qwen2"))
     edit_config(folder, architectures=[architecture])
     with pytest.raises(ValueError, match=f"{architecture}.*Qwen2ForCausalLM"), engine(folder, **OPTIONS):
+        pass
+
+
+ENCODER_REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "too long": (
+        "roberta",
+        {"max_model_len": 89},
+        "--max-model-len 89 is more than the 88 positions that ",
+    ),
+    "no positions": (
+        "roberta",
+        {"hf_overrides": {"pad_token_id": 89}},
+        " leaves no position to text: max_position_embeddings is 90, pad_token_id 89; correct it.",
+    ),
+    "int8 cache": (
+        "bert",
+        {"kv_cache_dtype": "int8_per_token_head"},
+        "--kv-cache-dtype int8_per_token_head has no effect on BertModel, which keeps no KV cache; leave it out.",
+    ),
+    "converted": (
+        "bert",
+        {"convert": "classify"},
+        "--convert classify is not possible: BertModel pools already; leave it out.",
+    ),
+    "prefix cache": (
+        "bert",
+        {"enable_prefix_caching": True},
+        "--enable-prefix-caching is not possible with attention in both directions, which takes whole prompts; leave "
+        "it out.",
+    ),
+    "other positions": (
+        "bert",
+        {"hf_overrides": {"position_embedding_type": "relative_key"}},
+        "position_embedding_type 'relative_key' in config.json is not supported; only absolute, learned ones are.",
+    ),
+    "a decoder": (
+        "bert",
+        {"hf_overrides": {"is_decoder": True}},
+        "is_decoder and add_cross_attention in config.json are not supported: serve an encoder.",
+    ),
+    "stages": ("bert", {"pipeline_parallel_size": 2}, "Pipeline parallelism is not supported for this model."),
+    "adapters": (
+        "bert",
+        {"enable_lora": True},
+        "--enable-lora is not supported yet for models that embed or classify; leave it out.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENCODER_REFUSED)
+def test_refused_for_encoders(name: str) -> None:
+    family, options, sentence = ENCODER_REFUSED[name]
+    folder = save_encoder(encoder(family, **FIRST[family]))
+    with (
+        pytest.raises((ValueError, NotImplementedError)) as caught,
+        engine(folder, **{**OPTIONS, "max_model_len": None} | options),
+    ):
+        pass
+    assert sentence in str(caught.value)
+
+
+def test_pairs_without_types() -> None:
+    """The tokenizer tells two texts apart, the model has not learned to."""
+    folder = save_encoder(with_head("bert", "sequence", 1, type_vocab_size=1))
+    sentence = "the tokenizer gives the second text of a pair tokens of type 1"
+    with pytest.raises(ValueError, match=sentence), engine(folder, **{**OPTIONS, "max_model_len": None}):
         pass

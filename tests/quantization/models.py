@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import tempfile
 import zlib
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ def linears(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and ".layers." in f".{name}"
+        if isinstance(module, torch.nn.Linear) and re.search(r"\.layers?\.", f".{name}")
     }
 
 
@@ -97,19 +98,21 @@ def write_model(
     prompts: Sequence[Sequence[int]],
     seed: int = 0,
     floats: tuple[str, ...] = (),
+    within: str = "",
 ) -> Quantized:
     """Every linear of the blocks of a float32 model in `scheme`, which `model` then computes; two shards with an index.
 
-    Static inputs are rounded as `prompts` demand. Linears whose names end in one of `floats` stay as they are.
+    Static inputs are rounded as `prompts` demand. Linears whose names end in one of `floats`, or do not begin with
+    `within`, stay as they are.
     """
     ranges = input_ranges(model, prompts)
     tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     if model.config.tie_word_embeddings:
-        del tensors["lm_head.weight"]
+        tensors.pop("lm_head.weight", None)
     description = dict.fromkeys(tensors, "FLOAT")
     written = {}
     for name, module in linears(model).items():
-        if name.endswith(floats):
+        if name.endswith(floats) or not name.startswith(within):
             continue
         rng = np.random.default_rng(zlib.crc32(f"{seed} {shared_name(name)}".encode()))
         written[name] = scheme.write(layer_of(module, *ranges.get(name, (-1.0, 1.0))), rng)

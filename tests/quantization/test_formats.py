@@ -14,6 +14,7 @@ from tests.quantization.writers_compressed import TENSOR, TOKEN, WEIGHTS, config
 from tests.quantization.writers_others import AWQ_CONFIG, FP8_CONFIG, META, gptq_config
 from vllm_ms_models.checkpoint import CheckpointError
 from vllm_ms_models.quantization.formats import from_config
+from vllm_ms_models.quantization.formats.common import Renamed
 from vllm_ms_models.quantization.formats.golden_stick import GoldenStick
 from vllm_ms_models.quantization.formats.modelslim import ModelSlim
 from vllm_ms_models.quantization.specs import (
@@ -293,3 +294,16 @@ def test_a_weight_that_is_not_described() -> None:
     fails(lambda: ModelSlim(described("W8A8")).spec(K), f"no scheme for {K}.weight")
     fails(lambda: GoldenStick({f"{Q}.weight": "W4A16"}), "W4A16")
     fails(lambda: GoldenStick({f"{Q}.weight": "W8A8", "metadata": {}}), "metadata")
+
+
+def test_modules_of_other_names() -> None:
+    """Floats where one of a module's names says so; a description that has it under another name is found."""
+    prefixes = (("model.language_model.", "model."), ("model.visual.", "visual."))
+    ignored = ["lm_head", "model.visual.merger", "re:visual.*qkv"]
+    renamed = Renamed(from_config(INT8 | {"ignore": ignored}), prefixes)
+    for module in ("visual.merger", "visual.blocks.0.attn.qkv", "lm_head"):
+        assert renamed.spec(module) == FloatWeight()
+    assert renamed.spec("visual.blocks.0.attn.proj") == renamed.spec(Q) == DYNAMIC
+    described = Renamed(ModelSlim(META | {f"model.language_model.{Q.removeprefix('model.')}.weight": "W8A8"}), prefixes)
+    assert described.spec(Q) == ModelSlim(META | {f"{Q}.weight": "W8A8"}).spec(Q)
+    fails(lambda: described.spec(K), f"no scheme for {K}.weight")

@@ -3,8 +3,10 @@
 from typing import Any
 
 import mindspore as ms
+import numpy as np
 import torch
-from vllm.config import VllmConfig
+from mindspore.nn import Cell
+from vllm.config import VllmConfig, get_layers_from_vllm_config
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.v1.attention.backend import (
     AttentionBackend,
@@ -14,7 +16,10 @@ from vllm.v1.attention.backend import (
     MultipleOf,
 )
 from vllm.v1.kv_cache_interface import (
+    EncoderOnlyAttentionSpec,
     FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
     KVCacheLayout,
     KVCacheSpec,
     KVQuantMode,
@@ -28,10 +33,14 @@ from vllm_ms_models.kernels import SCALE_BYTES, PagedSequences
 from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import CacheView
 from vllm_ms_models.layers.mla import EXPAND_FROM, LatentAttention
+from vllm_ms_models.layers.ragged_attention import RaggedSequences
 
 
 class MetadataBuilder(AttentionMetadataBuilder[Any]):
-    """Shares vLLM's per-step tensors with MindSpore; all layers of a cache group get the same `CacheView`."""
+    """Shares vLLM's per-step tensors with MindSpore; all layers of a cache group get the same `CacheView`.
+
+    Layers of an encoder get the sequences without any cache.
+    """
 
     def __init__(
         self, kv_cache_spec: KVCacheSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
@@ -42,8 +51,10 @@ class MetadataBuilder(AttentionMetadataBuilder[Any]):
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
-    ) -> CacheView:
+    ) -> CacheView | RaggedSequences:
         common = common_attn_metadata
+        if isinstance(self.kv_cache_spec, EncoderOnlyAttentionSpec):
+            return RaggedSequences.of(np.diff(common.query_start_loc_cpu.numpy()).tolist())
         tokens = common.num_actual_tokens
         sequences = PagedSequences(
             query_start=to_mindspore(common.query_start_loc),
@@ -149,6 +160,40 @@ class CachedLatentLayer(AttentionLayerBase):
         blocks, _, block_size, width = kv_cache.shape
         shape = self.cell.kernels.latent_cache_shape(blocks, block_size, width)
         self.cell.cache = to_mindspore(kv_cache.view(shape))
+
+
+class UncachedLayer(AttentionLayerBase):
+    """What vLLM sees of all layers of an encoder: they keep no cache, but want to know the batch's sequences."""
+
+    num_heads = 0
+
+    def get_attn_backend(self) -> type[AttentionBackend]:
+        return MindSporeAttentionBackend
+
+    def get_kv_cache_spec(self, vllm_config: VllmConfig) -> None:
+        return None
+
+
+def add_uncached_group(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
+    """A group of an encoder's layers for the runner, which has metadata made for each group; without memory."""
+    layers = get_layers_from_vllm_config(vllm_config, UncachedLayer)
+    if layers:
+        block_size = vllm_config.cache_config.block_size
+        spec = EncoderOnlyAttentionSpec(block_size, num_kv_heads=1, head_size=1, dtype=vllm_config.model_config.dtype)
+        kv_cache_config.kv_cache_groups.append(KVCacheGroupSpec(list(layers), spec))
+
+
+def attend_both_ways(model: Cell, architecture: str) -> None:
+    """Let all tokens of a decoder see their whole sequence, as `is_causal: false` in config.json asks."""
+    for _, cell in model.cells_and_names():
+        if isinstance(cell, LatentAttention) or (isinstance(cell, Attention) and cell.window is not None):
+            kind = "sliding windows" if isinstance(cell, Attention) else "latent attention"
+            raise ValueError(
+                f"is_causal=False asks for attention in both directions, which is not supported for {architecture} "
+                f"with {kind}; leave is_causal out of --hf-overrides, or serve another model."
+            )
+        if isinstance(cell, Attention):
+            cell.causal = False
 
 
 def cached_layer(cell: object, dtype: torch.dtype) -> CachedLayer | CachedLatentLayer | None:

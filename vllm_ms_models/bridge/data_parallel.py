@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 from vllm.config import VllmConfig
-from vllm.distributed.parallel_state import get_dp_group
 from vllm.forward_context import get_forward_context
 
-from vllm_ms_models.bridge.ranks import make_group
+from vllm_ms_models.bridge.ranks import data_parallel_group
 from vllm_ms_models.distributed.rows import DataParallel
 
 
@@ -14,7 +13,7 @@ def data_parallel_ranks(vllm_config: VllmConfig) -> DataParallel:
     """Those of a mixture of experts, which run their steps together; vLLM lets other models' go on by themselves."""
     if vllm_config.parallel_config.data_parallel_size == 1:
         return DataParallel()
-    return DataParallel(make_group(get_dp_group()), _tokens_of_all)
+    return DataParallel(data_parallel_group(vllm_config.parallel_config), _tokens_of_all)
 
 
 def _tokens_of_all() -> Sequence[int]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterable
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,10 @@ from vllm.model_executor.model_loader.weight_utils import (
 from vllm_ms_models import memory
 from vllm_ms_models.bridge.agreement import check_ranks
 from vllm_ms_models.bridge.host import host_memory, over_host
-from vllm_ms_models.bridge.model import CausalLMShell
+from vllm_ms_models.bridge.model import Shell
 
 if TYPE_CHECKING:
-    from vllm_ms_models.checkpoint.slots import Slot
+    from vllm_ms_models.checkpoint import Checkpoint, Slot
 
 logger = logging.getLogger("vllm.ms_models")
 
@@ -60,16 +61,11 @@ class SafetensorsLoader(BaseModelLoader):
     def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
         from vllm_ms_models import checkpoint
 
-        assert isinstance(model, CausalLMShell)
+        assert isinstance(model, Shell)
         slots = _fitting_slots(model)
-        ignored = [*COMPUTED, *getattr(model.cell, "ignored", ()), *getattr(model.cell, "elsewhere", ())]
-        if model_config.hf_text_config.tie_word_embeddings:
-            ignored.append("lm_head.weight")
         weights = checkpoint.open_checkpoint(self._folder(model_config))
-        weights = checkpoint.with_wanted_names(weights, (slot.name for slot in slots))
         check_ranks({"weights": checkpoint.fingerprint(weights)}, "copy the same model to all hosts.")
-        if model_config.runner_type == "pooling":
-            weights = checkpoint.of_whole_model(weights)
+        weights, ignored = as_wanted(weights, model, model_config, slots)
         progress = self.load_config.use_tqdm_on_load and is_global_first_rank()
         report = checkpoint.load(weights, slots, ignored=ignored, progress=progress)
         model.finish_loading()
@@ -83,7 +79,7 @@ class DummyLoader(BaseModelLoader):
         """Nothing to download."""
 
     def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
-        assert isinstance(model, CausalLMShell)
+        assert isinstance(model, Shell)
         values = np.random.default_rng(0).uniform(-0.05, 0.05, 1_000_003).astype(np.float32)
         slots = [slot for slot in _fitting_slots(model) if not slot.optional]
         for slot in sorted(slots, key=lambda slot: not slot.early):
@@ -97,10 +93,28 @@ def _random(slot: "Slot", values: np.ndarray) -> np.ndarray:
     return np.resize(np.roll(values, -before), slot.part_shape)
 
 
-def _fitting_slots(model: CausalLMShell) -> list["Slot"]:
+def as_wanted(
+    weights: "Checkpoint", model: Shell, model_config: ModelConfig, slots: Iterable["Slot"]
+) -> "tuple[Checkpoint, list[str]]":
+    """The checkpoint under the names that `model` has for its tensors, and patterns of those that it may leave out."""
+    from vllm_ms_models import checkpoint
+
+    ignored = [*COMPUTED, *getattr(model.cell, "ignored", ()), *getattr(model.cell, "elsewhere", ())]
+    if model_config.hf_text_config.tie_word_embeddings:
+        ignored.append("lm_head.weight")
+    weights = checkpoint.with_wanted_names(weights, (slot.name for slot in slots))
+    return model.named(weights), ignored
+
+
+def weight_bytes(slots: Iterable["Slot"], dtype: torch.dtype) -> int:
+    """What the tensors that `slots` load take in a model of that dtype."""
+    return sum(prod(slot.part_shape) * (slot.itemsize or dtype.itemsize) for slot in slots)
+
+
+def _fitting_slots(model: Shell) -> list["Slot"]:
     """The model's slots, if there is memory for what they load (storage is allocated, but not touched before)."""
     slots = list(model.slots())
-    needed = sum(prod(slot.part_shape) * (slot.itemsize or model.dtype.itemsize) for slot in slots)
+    needed = weight_bytes(slots, model.dtype)
     # All ranks are asked before any of them takes memory, so that they come to the same answer.
     memory.check_weights(sum(over_host(needed)), _memory_of_all(), len(over_host(1)))
     return slots

@@ -15,68 +15,20 @@ from vllm_ms_models import registry
 
 if TYPE_CHECKING:
     from vllm_ms_models.bridge.lora import AdapterManager
+    from vllm_ms_models.checkpoint.index import Checkpoint
     from vllm_ms_models.checkpoint.slots import Slot
 
 # vLLM's names of what a stage of a pipeline hands to the next, `[tokens, hidden]` each.
 STREAM = ("hidden_states", "residual")
 
 
-class CausalLMShell(torch.nn.Module):
-    """A text-generation model to vLLM; all work is done by the Cell registered for `architecture`.
-
-    With `--runner pooling` it embeds or classifies instead (bridge/pooling.py): then it has a `pooler` and no head.
-
-    A Cell offers `construct(input_ids, batch, inputs_embeds=None)` -> hidden states `[tokens, hidden]`,
-    `embed(input_ids)` and `logits(hidden)` -> float32 `[rows, vocab]`; its parts offer `slots()`. It may name in
-    `ignored` (patterns) the checkpoint's tensors that this model does not need. One that can be split over the stages
-    of a pipeline names in `elsewhere` those that other stages read, and takes and gives a `Stream` (layers/decoder.py).
-    """
+class Shell(torch.nn.Module):
+    """What vLLM's loader sees of a model: a Cell, and maybe a head that classifies, `score`."""
 
     architecture: ClassVar[str]
-    supports_pp: ClassVar[Literal[True]] = True  # vLLM asks before a Cell can be looked at
-
-    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        """`prefix` goes before the names that vLLM knows the attention layers by (a draft model has one)."""
-        super().__init__()
-        from vllm_ms_models.bridge.attention_backend import cached_layer
-        from vllm_ms_models.bridge.context import model_context
-        from vllm_ms_models.bridge.tensors import Staging
-
-        model_config = self.model_config(vllm_config)
-        cell_class = registry.lookup(self.architecture)
-        self.hidden_size = model_config.get_hidden_size()
-        self.dtype = model_config.dtype
-        self.staging = Staging(self.hidden_size, self.dtype)
-        context = model_context(vllm_config, model_config)
-        self.stage = context.pipeline
-        self.received = [Staging(self.hidden_size, self.dtype) for _ in STREAM]
-        self.cell: Any = cell_class(model_config.hf_text_config, context)
-        if self.stage.size > 1 and not hasattr(self.cell, "elsewhere"):
-            raise ValueError(
-                f"{self.architecture} cannot be split over the stages of a pipeline; "
-                "leave out --pipeline-parallel-size, or use --tensor-parallel-size."
-            )
-        self.cell.set_train(False)
-        self.score: Any = None
-        if model_config.runner_type == "pooling":
-            from vllm_ms_models.bridge.pooling import make_pooler
-
-            self.pooler, self.score = make_pooler(model_config)
-        self.adapters: AdapterManager | None = None  # the runner sets it with --enable-lora
-        # vLLM's proposer hands `model.embed_tokens` and `lm_head` to a draft that has none of its own.
-        self.model: Any = getattr(self.cell, "model", None)
-        self.lm_head: Any = getattr(self.cell, "lm_head", None)
-        layers = vllm_config.compilation_config.static_forward_context
-        for _, cell in self.cell.cells_and_names():
-            if (layer := cached_layer(cell, self.dtype)) is not None:
-                if prefix:
-                    cell.name = f"{prefix}.{cell.name}"
-                layers[cell.name] = layer
-
-    @staticmethod
-    def model_config(vllm_config: VllmConfig) -> ModelConfig:
-        """The configuration of this model within vLLM's."""
-        return vllm_config.model_config
+    dtype: torch.dtype
+    cell: Any
+    score: Any
 
     def slots(self) -> Iterator["Slot"]:
         """Every checkpoint tensor that the model reads."""
@@ -96,10 +48,88 @@ class CausalLMShell(torch.nn.Module):
         if self.score is not None:
             yield self.score
 
+    def named(self, weights: "Checkpoint") -> "Checkpoint":
+        """`weights` under the names that the slots have."""
+        raise NotImplementedError
+
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
 
         return to_torch(self.cell.embed(to_mindspore(input_ids)))
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        raise NotImplementedError("Weights are read by the load formats mindspore and mindspore_dummy only.")
+
+
+class CausalLMShell(Shell):
+    """A text-generation model to vLLM; all work is done by the Cell registered for `architecture`.
+
+    With `--runner pooling` it embeds or classifies instead (bridge/pooling.py): then it has a `pooler` and no head.
+
+    A Cell offers `construct(input_ids, batch, inputs_embeds=None)` -> hidden states `[tokens, hidden]`,
+    `embed(input_ids)` and `logits(hidden)` -> float32 `[rows, vocab]`; its parts offer `slots()`. It may name in
+    `ignored` (patterns) the checkpoint's tensors that this model does not need. One that can be split over the stages
+    of a pipeline names in `elsewhere` those that other stages read, and takes and gives a `Stream` (layers/decoder.py).
+    """
+
+    supports_pp: ClassVar[Literal[True]] = True  # vLLM asks before a Cell can be looked at
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        """`prefix` goes before the names that vLLM knows the attention layers by (a draft model has one)."""
+        super().__init__()
+        from vllm_ms_models.bridge.attention_backend import attend_both_ways, cached_layer
+        from vllm_ms_models.bridge.context import model_context
+        from vllm_ms_models.bridge.tensors import Staging
+
+        model_config = self.model_config(vllm_config)
+        cell_class = registry.lookup(self.architecture)
+        self.hidden_size = model_config.get_hidden_size()
+        self.dtype = model_config.dtype
+        self.staging = Staging(self.hidden_size, self.dtype)
+        context = model_context(vllm_config, model_config, getattr(cell_class, "renamed", ()))
+        self.stage = context.pipeline
+        self.received = [Staging(self.hidden_size, self.dtype) for _ in STREAM]
+        self.cell: Any = cell_class(self.cell_config(model_config), context)
+        if self.stage.size > 1 and not hasattr(self.cell, "elsewhere"):
+            raise ValueError(
+                f"{self.architecture} cannot be split over the stages of a pipeline; "
+                "leave out --pipeline-parallel-size, or use --tensor-parallel-size."
+            )
+        self.cell.set_train(False)
+        self.score = None
+        self.pools = model_config.runner_type == "pooling"
+        if self.pools:
+            from vllm_ms_models.bridge.pooling import make_pooler
+
+            self.pooler, self.score = make_pooler(model_config)
+        self.adapters: AdapterManager | None = None  # the runner sets it with --enable-lora
+        # vLLM's proposer hands `model.embed_tokens` and `lm_head` to a draft that has none of its own.
+        self.model: Any = getattr(self.cell, "model", None)
+        self.lm_head: Any = getattr(self.cell, "lm_head", None)
+        layers = vllm_config.compilation_config.static_forward_context
+        if self.pools and model_config.attn_type == "encoder_only":
+            attend_both_ways(self.cell, self.architecture)
+        for _, cell in self.cell.cells_and_names():
+            if (layer := cached_layer(cell, self.dtype)) is not None:
+                if prefix:
+                    cell.name = f"{prefix}.{cell.name}"
+                layers[cell.name] = layer
+
+    @staticmethod
+    def model_config(vllm_config: VllmConfig) -> ModelConfig:
+        """The configuration of this model within vLLM's."""
+        return vllm_config.model_config
+
+    @staticmethod
+    def cell_config(model_config: ModelConfig) -> Any:
+        """transformers' configuration that the Cell is made from."""
+        return model_config.hf_text_config
+
+    def named(self, weights: "Checkpoint") -> "Checkpoint":
+        from vllm_ms_models import checkpoint
+
+        weights = checkpoint.renamed(weights, getattr(self.cell, "renamed", ()))
+        return checkpoint.of_whole_model(weights) if self.pools else weights
 
     def forward(
         self,
@@ -129,7 +159,7 @@ class CausalLMShell(torch.nn.Module):
             result = self.cell(None, batch, None, stream)
         else:
             ids = to_mindspore(input_ids) if inputs_embeds is None else None
-            embeds = None if inputs_embeds is None else to_mindspore(inputs_embeds)
+            embeds = None if inputs_embeds is None else self.received[0].to_mindspore(inputs_embeds)
             result = self.cell(ids, batch, embeds)
         if self.stage.is_last:
             return to_torch(result)
@@ -151,9 +181,6 @@ class CausalLMShell(torch.nn.Module):
         from vllm_ms_models.bridge.tensors import to_torch
 
         return to_torch(self.cell.logits(self.staging.to_mindspore(hidden_states)))
-
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        raise NotImplementedError("Weights are read by the load formats mindspore and mindspore_dummy only.")
 
 
 def shell(architecture: str) -> type[CausalLMShell]:

@@ -25,14 +25,23 @@ def register() -> None:
     compat.make_accelerator_calls_harmless()
     from vllm_ms_models.bridge import quantization
     from vllm_ms_models.bridge.draft import draft_shell
+    from vllm_ms_models.bridge.encoder import encoder_shell
     from vllm_ms_models.bridge.loader import DummyLoader, SafetensorsLoader
     from vllm_ms_models.bridge.model import shell
+    from vllm_ms_models.bridge.multimodal import multimodal_shell
 
     ours = registry.architectures()
     for architecture in ours:
-        ModelRegistry.register_model(architecture, shell(architecture))
+        if architecture in registry.ENCODERS:
+            model: type = encoder_shell(architecture)
+        elif architecture in registry.MULTIMODAL:
+            model = multimodal_shell(architecture)
+        else:
+            model = shell(architecture)
+        ModelRegistry.register_model(architecture, model)
     for architecture in registry.DRAFTS:
         ModelRegistry.register_model(architecture, draft_shell(architecture))
+    compat.complete_xlm_roberta_config()
     compat.hide_torch_models([*ours, *registry.DRAFTS])
     register_model_loader("mindspore")(SafetensorsLoader)
     register_model_loader("mindspore_dummy")(DummyLoader)

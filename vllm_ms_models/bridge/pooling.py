@@ -5,15 +5,18 @@ vLLM itself makes such a model of one for text generation (its `--convert`): it 
 pooler that it finds there.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.config import ModelConfig
 from vllm.model_executor.layers.pooler import DispatchPooler, Pooler
+from vllm.model_executor.layers.pooler.tokwise import pooler_for_token_classify
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.transformers_utils.config import try_get_dense_modules
 
 if TYPE_CHECKING:
+    from vllm_ms_models.layers.layer import Layer
     from vllm_ms_models.layers.score import ScoreHead, TokenScoreHead
 
 # vLLM's names of how a reranker that answers with a token becomes a classifier (`--hf-overrides`).
@@ -28,14 +31,44 @@ def make_pooler(model: ModelConfig) -> "tuple[Pooler, ScoreHead | TokenScoreHead
         pooler = DispatchPooler.for_embedding(model.pooler_config)
         _check_dense_layers(model, pooler)
         return pooler, None
+    head = _head(model)
+    return DispatchPooler.for_seq_cls(model.pooler_config, classifier=_classifier(head)), head
+
+
+def make_encoder_pooler(model: ModelConfig, cell: Any) -> "tuple[Pooler, Layer | None]":
+    """The same for an encoder: `cell` has a function `head(config, labels, dtype)` if it classifies."""
+    assert model.pooler_config is not None
+    if not hasattr(cell, "head"):
+        pooler = DispatchPooler.for_embedding(model.pooler_config)
+        _check_dense_layers(model, pooler)
+        return pooler, None
+    from vllm_ms_models.bridge.tensors import DTYPES
+
+    _check_token_types(model)
+    head = cell.head(model.hf_config, model.hf_config.num_labels, DTYPES[model.head_dtype])
+    classify = _classifier(head)
+    if model.architecture.endswith("ForTokenClassification"):
+        tokens = pooler_for_token_classify(model.pooler_config, classifier=classify)
+        return DispatchPooler({"token_classify": tokens}), head
+    return DispatchPooler.for_seq_cls(model.pooler_config, classifier=classify), head
+
+
+def _check_token_types(model: ModelConfig) -> None:
+    """ValueError if a pair's second text has tokens of a type that the model does not know."""
+    types = model.hf_text_config.type_vocab_size
+    if types > 1 or model.skip_tokenizer_init or model.score_type != "cross-encoder":
+        return
+    if "token_type_ids" in getattr(cached_tokenizer_from_config(model), "model_input_names", ()):
+        raise ValueError(
+            f"type_vocab_size in config.json is {types}, but the tokenizer gives the second text of a pair tokens of "
+            "type 1; correct config.json, or model_input_names in tokenizer_config.json."
+        )
+
+
+def _classifier(head: "Layer") -> Callable[[torch.Tensor], torch.Tensor]:
     from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
 
-    head = _head(model)
-
-    def classify(pooled: torch.Tensor) -> torch.Tensor:
-        return to_torch(head(to_mindspore(pooled)))
-
-    return DispatchPooler.for_seq_cls(model.pooler_config, classifier=classify), head
+    return lambda pooled: to_torch(head(to_mindspore(pooled)))
 
 
 def _check_dense_layers(model: ModelConfig, pooler: DispatchPooler) -> None:

@@ -4,6 +4,8 @@ Ranks of one host share memory (distributed/shared_memory.py), others send messa
 own memory, which torch and MindSpore share; a sum of 16-bit floats is rounded once for each rank that is added.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 import torch.distributed as dist
 from mindspore import Tensor
 from vllm.config import ParallelConfig
-from vllm.distributed.parallel_state import GroupCoordinator, get_pp_group, get_tp_group
+from vllm.distributed.parallel_state import GroupCoordinator, get_dp_group, get_pp_group, get_tp_group
 from vllm.distributed.utils import get_pp_indices
 
 from vllm_ms_models import kernels
@@ -97,8 +99,41 @@ def _everyones(value: Any, process_group: dist.ProcessGroup) -> list[Any]:
     return values
 
 
+@dataclass(frozen=True)
+class Place:
+    """A rank's numbers among those that share a layer, the stages of a pipeline, and the data-parallel ones."""
+
+    tensor: int = 0
+    stage: int = 0
+    data: int = 0
+
+
+_planned: Place | None = None
+
+
+@contextmanager
+def planning(place: Place) -> Iterator[None]:
+    """Models built in this context are those of the rank at `place`, and cannot run.
+
+    No group of vLLM's is needed: `vllm-ms doctor` asks what a rank would load.
+    """
+    global _planned
+    _planned = place
+    try:
+        yield
+    finally:
+        _planned = None
+
+
+def data_parallel_group(config: ParallelConfig) -> Group:
+    """As `tensor_parallel_group`."""
+    return make_group(get_dp_group()) if _planned is None else Group(_planned.data, config.data_parallel_size)
+
+
 def tensor_parallel_group(config: ParallelConfig) -> Group:
     """That of this process, once vLLM has set up its groups."""
+    if _planned is not None:
+        return Group(_planned.tensor, config.tensor_parallel_size)
     return Group() if config.tensor_parallel_size == 1 else make_group(get_tp_group())
 
 
@@ -106,6 +141,6 @@ def pipeline_stage(config: ParallelConfig, num_layers: int) -> Stage:
     """That of this process, with its share of a model's layers: vLLM's, or of VLLM_PP_LAYER_PARTITION."""
     if config.pipeline_parallel_size == 1:
         return Stage()
-    group = get_pp_group()
-    own = get_pp_indices(num_layers, group.rank_in_group, group.world_size)
-    return Stage(group.rank_in_group, group.world_size, range(*own))
+    rank = get_pp_group().rank_in_group if _planned is None else _planned.stage
+    own = get_pp_indices(num_layers, rank, config.pipeline_parallel_size)
+    return Stage(rank, config.pipeline_parallel_size, range(*own))

@@ -7,8 +7,8 @@ from typing import Any
 from vllm import envs
 from vllm.config import ModelConfig, ParallelConfig, VllmConfig
 
-from vllm_ms_models import registry
-from vllm_ms_models.bridge import lora, quantization, sentence_transformers, speculation
+from vllm_ms_models import registry, runtime
+from vllm_ms_models.bridge import encoder, lora, quantization, sentence_transformers, speculation
 from vllm_ms_models.bridge.loader import LOAD_FORMATS
 from vllm_ms_models.checkpoint.errors import CheckpointError
 
@@ -16,6 +16,28 @@ WORKER = "vllm_ms_models.worker.MindSporeWorker"
 INT8_CACHE = "int8_per_token_head"  # vLLM's name of it
 EXECUTORS = (None, "mp", "uni")  # and Ray's
 BLOCK_MULTIPLE = 16  # the CPU kernels keep the positions of a cache block in panels of 16
+
+
+class RefusalError(ValueError):
+    """What was asked for cannot be served. Its text is the first of `sentences`, which are all that is known."""
+
+    def __init__(self, sentences: list[str]) -> None:
+        super().__init__(sentences[0])
+        self.sentences = sentences
+
+
+def check(vllm_config: VllmConfig) -> None:
+    """RefusalError, or UnsupportedArchitectureError, if anything was asked for that cannot be served."""
+    found = []
+    try:
+        for sentence in refusals(vllm_config):
+            found.append(sentence)  # what was found is kept when a later one raises
+    except ValueError as error:
+        if not found:
+            raise
+        found.append(str(error))
+    if found:
+        raise RefusalError(found)
 
 
 def refusals(vllm_config: VllmConfig) -> Iterator[str]:
@@ -66,8 +88,7 @@ def _model(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
         yield f"--model-impl {model.model_impl} runs a torch model; leave it at auto to use MindSpore's."
     if model.runner_type == "pooling":
         yield from _pooling(vllm_config, model)
-    if model.is_multimodal_model:
-        yield f"{model.architectures[0]} takes images or audio, which are not supported yet; serve a text model."
+    yield from _multimodal(vllm_config, model)
     yield from _quantization(vllm_config, model)
     if cache.cache_dtype not in ("auto", str(model.dtype).removeprefix("torch."), INT8_CACHE):
         yield (
@@ -81,19 +102,48 @@ def _model(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
         )
 
 
+def _multimodal(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
+    """Models that read images or video, and what was asked of a model because of its positions."""
+    architecture = model.architectures[0]
+    if not model.is_multimodal_model:
+        if model.uses_mrope:
+            yield (
+                f"mrope_section in config.json is not supported for {architecture}, which reads text only; remove it, "
+                "its positions are those of text."
+            )
+        return
+    runtime.require_torchvision()
+    settings = model.multimodal_config
+    if model.runner_type == "pooling":
+        yield f"--runner pooling is not supported for {architecture}, which reads images; serve a text model."
+    if vllm_config.lora_config is not None:
+        yield f"--enable-lora is not supported for {architecture}, which reads images; leave it out."
+    if vllm_config.speculative_config is not None:
+        yield f"--speculative-config is not supported for {architecture}, which reads images; leave it out."
+    if settings.mm_encoder_tp_mode != "weights":
+        yield f"--mm-encoder-tp-mode {settings.mm_encoder_tp_mode} is not supported yet; leave it out."
+    for flag, value in (
+        ("--enable-mm-embeds", settings.enable_mm_embeds),
+        ("--mm-encoder-only", settings.mm_encoder_only),
+        ("--mm-encoder-attn-backend", settings.mm_encoder_attn_backend),
+        ("--mm-encoder-attn-dtype", settings.mm_encoder_attn_dtype),
+        ("--video-pruning-rate", settings.video_pruning_rate),
+    ):
+        if value:
+            yield f"{flag} is not supported yet; leave it out."
+
+
 def _pooling(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
     """vLLM switches off by itself what would leave out tokens, and warns if it was asked for."""
     assert model.pooler_config is not None
     if vllm_config.speculative_config is not None:
         yield "--speculative-config is not possible with --runner pooling, which generates no tokens; leave it out."
     yield from sentence_transformers.refusals(model)
-    if model.attn_type == "encoder_only":
-        yield (
-            "is_causal=False asks for attention in both directions, which is not supported yet: serve a model that "
-            "reads from left to right, or leave is_causal out of --hf-overrides."
-        )
-        return
+    if model.architecture in registry.ENCODERS:
+        yield from encoder.refusals(vllm_config)
     kinds = f"{model.pooler_config.seq_pooling_type} and {model.pooler_config.tok_pooling_type} pooling"
+    if model.attn_type == "encoder_only":
+        kinds = "attention in both directions"
     if vllm_config.scheduler_config.enable_chunked_prefill and not model.is_chunked_prefill_supported:
         yield f"--enable-chunked-prefill is not possible with {kinds}, which takes whole prompts; leave it out."
     if vllm_config.cache_config.enable_prefix_caching and not model.is_prefix_caching_supported:

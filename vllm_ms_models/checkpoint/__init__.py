@@ -5,7 +5,7 @@ from vllm_ms_models.checkpoint.fingerprint import fingerprint
 from vllm_ms_models.checkpoint.header import TensorInfo
 from vllm_ms_models.checkpoint.index import Checkpoint, list_tensors, open_checkpoint
 from vllm_ms_models.checkpoint.loader import LoadReport, check, load
-from vllm_ms_models.checkpoint.names import of_whole_model, with_wanted_names
+from vllm_ms_models.checkpoint.names import of_encoder, of_whole_model, renamed, with_wanted_names
 from vllm_ms_models.checkpoint.slots import FLOATS, Slot
 
 __all__ = [
@@ -19,7 +19,9 @@ __all__ = [
     "fingerprint",
     "list_tensors",
     "load",
+    "of_encoder",
     "of_whole_model",
     "open_checkpoint",
+    "renamed",
     "with_wanted_names",
 ]

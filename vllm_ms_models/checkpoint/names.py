@@ -1,12 +1,18 @@
 """Checkpoints that name the same tensors otherwise."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from vllm_ms_models.checkpoint.index import Checkpoint
 
 PREFIX = "model."
 HEADS = ("lm_head.", "score.")
+
+# A tensor of BERT's encoder, whatever its model is called in the checkpoint: `bert.`, `roberta.`, or not at all.
+ENCODER = re.compile(r"(?:\w+\.)?((?:embeddings|encoder|pooler)\..*)")
+# What the first checkpoints, made with TensorFlow, call the weights of norms.
+NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
 def of_whole_model(checkpoint: Checkpoint) -> Checkpoint:
@@ -31,3 +37,31 @@ def with_wanted_names(checkpoint: Checkpoint, wanted: Iterable[str]) -> Checkpoi
         return checkpoint
     whole = of_whole_model(checkpoint)
     return checkpoint if wanted.isdisjoint(whole.tensors) else whole
+
+
+def of_encoder(checkpoint: Checkpoint, prefix: str) -> Checkpoint:
+    """`checkpoint` with the names of an encoder of BERT's kind, which `prefix` begins; heads keep theirs."""
+
+    def ours(name: str) -> str:
+        if match := ENCODER.fullmatch(name):
+            name = prefix + match[1]
+        for old, new in NORMS.items():
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
+        return name
+
+    return replace(checkpoint, tensors={ours(name): info for name, info in checkpoint.tensors.items()})
+
+
+def renamed(checkpoint: Checkpoint, prefixes: Sequence[tuple[str, str]]) -> Checkpoint:
+    """`checkpoint` with what begins with the first of a pair beginning with the second, one pair after another."""
+    if not prefixes:
+        return checkpoint
+
+    def ours(name: str) -> str:
+        for theirs, own in prefixes:
+            if name.startswith(theirs):
+                name = own + name.removeprefix(theirs)
+        return name
+
+    return replace(checkpoint, tensors={ours(name): info for name, info in checkpoint.tensors.items()})

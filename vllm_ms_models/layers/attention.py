@@ -17,7 +17,8 @@ class Attention(Layer):
     """Scaled dot-product attention of one layer, with grouped KV heads, sliding window and soft cap.
 
     `name` is unique and holds the layer's number; under it the cache manager knows the layer. `cache` is bound to it
-    before the first batch. `window` counts the tokens a position sees, itself included.
+    before the first batch. `window` counts the tokens a position sees, itself included. Unless it is `causal`, a
+    position sees the whole sequence, which must then be in one batch; that is decided before the first one, too.
     """
 
     def __init__(
@@ -41,12 +42,13 @@ class Attention(Layer):
         self.kernels = kernels.get()
         self.cache: Tensor | None = None
         self.sinks: Tensor | None = None
+        self.causal = True
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
         """`[tokens, heads * head_size]` queries, `[tokens, kv_heads * head_size]` keys and values -> as queries."""
         view = batch.caches[self.name]
         self.kernels.write_kv(key, value, self.cache, view.slots)
-        options = self.scale, self.window, self.soft_cap
+        options = self.scale, self.window, self.soft_cap, self.causal
         return self.kernels.paged_attention(query, self.cache, view.sequences, *options, sinks=self.sinks)
 
 

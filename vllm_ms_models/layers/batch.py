@@ -7,6 +7,7 @@ import numpy as np
 from mindspore import Tensor
 
 from vllm_ms_models.kernels import PagedSequences
+from vllm_ms_models.layers.ragged_attention import RaggedSequences
 
 Split = tuple[PagedSequences | None, PagedSequences | None, int]
 
@@ -55,11 +56,14 @@ class Adaptation:
 class Batch:
     """All that the layers need besides hidden states; an argument of every `construct`.
 
-    `positions` is int64 `[tokens]`. `caches` maps an attention layer's name to its group's view: layers with
-    different cache needs (full, sliding window) have different block tables. `adaptation` is None if no token has an
-    adapter.
+    `positions` is int64 `[tokens]`, or `[3, tokens]` (time, row, column) if the rotary embedding has sections. `caches`
+    maps an attention layer's name to its group's view: layers with different cache needs (full, sliding window) have
+    different block tables. `adaptation` is None if no token has an adapter. Encoders, which keep no cache, find their
+    sequences in `ragged`, and the types of the tokens (int32 `[tokens]`; None: all 0) in `token_types`.
     """
 
     positions: Tensor
     caches: Mapping[str, CacheView]
     adaptation: Adaptation | None = None
+    ragged: RaggedSequences | None = None
+    token_types: Tensor | None = None

@@ -38,8 +38,12 @@ _ORIGINAL = "original_max_position_embeddings"
 
 # Parameters that change the rotation for some model and are not implemented: an error, never ignored.
 _UNSUPPORTED = (
-    "alpha", "long_mscale", "max_trained_positions", "mixed_b", "mrope_section", "rope_dim", "short_mscale", "use_fope"
+    "alpha", "long_mscale", "max_trained_positions", "mixed_b", "mrope_interleaved", "rope_dim", "short_mscale",
+    "use_fope",
 )  # fmt: skip
+
+# "su" is the first name of longrope; "mrope" says of the default type that there are sections.
+_OTHER_NAMES = {"su": "longrope", "mrope": "default"}
 
 # Where vLLM looks for a model's length; the smallest counts (ModelArchConfigConvertorBase).
 _LENGTHS = (
@@ -71,6 +75,7 @@ class RopeParameters:
     short_factor: tuple[float, ...] = ()  # longrope
     long_factor: tuple[float, ...] = ()  # longrope
     mscale_all_dim: float = 0.0  # all but default: DeepSeek's, see `softmax_factor`
+    sections: tuple[int, ...] = ()  # pairs that rotate by a token's temporal position, by its row, by its column, ...
 
     @property
     def rotary_size(self) -> int:
@@ -103,7 +108,9 @@ class RopeParameters:
         if not smallest <= rotary_dim + rotary_dim % 2 <= head_dim:
             read.fail("partial_rotary_factor", f"such that {smallest} to {head_dim} features rotate, in pairs", partial)
         theta = read.number("rope_theta", above=1, default=DEFAULT_THETA)
-        return cls(read.rope_type, head_dim, rotary_dim, theta, **_type_fields(read, (rotary_dim + 1) // 2))
+        pairs = (rotary_dim + 1) // 2
+        fields = _type_fields(read, pairs) | {"sections": read.sections(pairs)}
+        return cls(read.rope_type, head_dim, rotary_dim, theta, **fields)
 
 
 def _get(config: Any, key: str) -> Any:
@@ -129,9 +136,9 @@ def _rope_values(config: Any, layer_type: str | None) -> dict[str, Any]:
 
 
 def _rope_type(values: Mapping[str, Any]) -> str:
-    """`rope_type` or, in older configs, `type`; "su" is the first name of longrope."""
+    """`rope_type` or, in older configs, `type`."""
     found = [values[key] for key in ("rope_type", "type") if values.get(key) is not None] or ["default"]
-    names = ["longrope" if name == "su" else name for name in found]
+    names = [_OTHER_NAMES.get(name, name) if isinstance(name, str) else name for name in found]
     if names[0] != names[-1]:
         raise ValueError(f"rope_type and type must agree, but the config has {quote(names[0])} and {quote(names[-1])}")
     if names[0] not in SUPPORTED:
@@ -186,6 +193,16 @@ class _Reader(NamedTuple):
         if len(found) != pairs:
             self.fail(key, f"a list of {pairs} numbers (half the rotating features), not {len(found)}", found)
         return tuple(map(float, found))
+
+    def sections(self, pairs: int) -> tuple[int, ...]:
+        """Of M-RoPE (Qwen2-VL, arXiv:2409.12191): () without it."""
+        found = self.values.get("mrope_section")
+        if found is None:
+            return ()
+        whole = isinstance(found, list | tuple) and all(_is_number(n) and n == int(n) and n >= 0 for n in found)
+        if not whole or sum(found) != pairs:
+            self.fail("mrope_section", f"a list of whole numbers that add up to {pairs} (half the features)", found)
+        return tuple(map(int, found))
 
 
 def _is_number(value: object) -> TypeGuard[float]:
@@ -320,9 +337,26 @@ def cos_sin_table(parameters: RopeParameters, max_position: int, max_model_len: 
     """
     frequencies = inverse_frequencies(parameters, max_position if max_model_len is None else max_model_len)
     table = np.empty((max_position, parameters.rotary_size), np.float32)
-    half, step = len(frequencies), 8192  # rows at a time, to bound the float64 intermediates
+    step = 8192  # rows at a time, to bound the float64 intermediates
     for first in range(0, max_position, step):
         rows = table[first : first + step]
-        angles = (np.arange(first, first + len(rows), dtype=np.float32)[:, None] * frequencies).astype(np.float64)
-        rows[:, :half], rows[:, half:] = np.cos(angles), np.sin(angles)
-    return np.multiply(table, np.float32(parameters.attention_scaling), out=table)
+        _fill(rows, np.arange(first, first + len(rows), dtype=np.float32)[:, None] * frequencies, parameters)
+    return table
+
+
+def cos_sin_rows(parameters: RopeParameters, frequencies: Array, positions: NDArray[np.int64]) -> Array:
+    """As `cos_sin_table`, of tokens with several positions each: `[dimensions, tokens]` -> `[tokens, rotary_size]`.
+
+    Section i of the pairs rotates by position i, or i - 3 and so on: transformers' `recomposition_frequencies`.
+    """
+    sections = parameters.sections
+    dimension = np.repeat(np.arange(len(sections)) % len(positions), sections)
+    rows = np.empty((positions.shape[1], parameters.rotary_size), np.float32)
+    _fill(rows, positions.astype(np.float32)[dimension].T * frequencies, parameters)
+    return rows
+
+
+def _fill(rows: Array, angles: Array, parameters: RopeParameters) -> None:
+    half, exact = angles.shape[1], angles.astype(np.float64)
+    rows[:, :half], rows[:, half:] = np.cos(exact), np.sin(exact)
+    np.multiply(rows, np.float32(parameters.attention_scaling), out=rows)

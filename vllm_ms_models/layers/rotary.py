@@ -2,12 +2,42 @@
 
 from typing import Any
 
+import numpy as np
 from mindspore import Tensor
 
 from vllm_ms_models import kernels
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.layer import Layer
-from vllm_ms_models.layers.rope import RopeParameters, cos_sin_table, covered_positions
+from vllm_ms_models.layers.rope import (
+    RopeParameters,
+    cos_sin_rows,
+    cos_sin_table,
+    covered_positions,
+    inverse_frequencies,
+)
+
+
+class SectionedRows:
+    """cos | sin of a step's tokens, each of which has several positions (M-RoPE); made once a step.
+
+    Positions of a video may be far beyond the number of its tokens, so there is no table of them.
+    """
+
+    def __init__(self, parameters: RopeParameters, max_model_len: int) -> None:
+        self.parameters = parameters
+        self.frequencies = inverse_frequencies(parameters, max_model_len)
+        self.positions: Tensor | None = None
+        self.rows: tuple[Tensor, Tensor]
+
+    def of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """`positions` int64 `[3, tokens]`, or `[tokens]` if all are the same -> numbers of rows, and the rows."""
+        if positions is not self.positions:
+            found = positions.asnumpy()
+            found = np.broadcast_to(found, (3, found.shape[-1])) if found.ndim == 1 else found
+            rows = cos_sin_rows(self.parameters, self.frequencies, found)
+            self.positions = positions
+            self.rows = Tensor.from_numpy(np.arange(len(rows), dtype=np.int64)), Tensor.from_numpy(rows)
+        return self.rows
 
 
 class RotaryEmbedding(Layer):
@@ -39,7 +69,32 @@ class RotaryEmbedding(Layer):
         self.softmax_factor = parameters.softmax_factor
         self.interleaved = interleaved
         self.kernels = kernels.get()
-        self.cos_sin = Tensor.from_numpy(cos_sin_table(parameters, context.max_model_len))
+        self.sectioned = SectionedRows(parameters, context.max_model_len) if parameters.sections else None
+        if self.sectioned is None:
+            self.cos_sin = Tensor.from_numpy(cos_sin_table(parameters, context.max_model_len))
 
     def construct(self, query: Tensor, key: Tensor, positions: Tensor) -> None:
-        self.kernels.rotary(query, key, positions, self.cos_sin, self.head_size, self.interleaved, self.before)
+        """`positions` is int64 `[tokens]`, or `[3, tokens]` with sections."""
+        numbers, rows = (positions, self.cos_sin) if self.sectioned is None else self.sectioned.of(positions)
+        self.kernels.rotary(query, key, numbers, rows, self.head_size, self.interleaved, self.before)
+
+
+class AxialRotary(Layer):
+    """Rotation by row and column of an image: the first half of a head's pairs by the row, the others by the column."""
+
+    def __init__(self, head_size: int, theta: float) -> None:
+        super().__init__()
+        quarter = head_size // 4
+        self.head_size = head_size
+        self.parameters = RopeParameters("default", head_size, head_size, theta, sections=(quarter, quarter))
+        axis = inverse_frequencies(RopeParameters("default", head_size // 2, head_size // 2, theta), 1)
+        self.frequencies = np.tile(axis, 2)
+        self.kernels = kernels.get()
+
+    def rotation(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
+        """For a step's patches, whose rows and columns are int64 `[2, patches]`."""
+        rows = cos_sin_rows(self.parameters, self.frequencies, places)
+        return Tensor.from_numpy(np.arange(len(rows), dtype=np.int64)), Tensor.from_numpy(rows)
+
+    def construct(self, query: Tensor, key: Tensor, rotation: tuple[Tensor, Tensor]) -> None:
+        self.kernels.rotary(query, key, *rotation, self.head_size, False)

@@ -34,6 +34,24 @@ class ScoreHead(Layer):
         return self.scheme.multiply(hidden)
 
 
+class DenseScoreHead(Layer):
+    """As `ScoreHead`, with a dense layer and tanh before it, of `dtype` too; the names are those of both layers."""
+
+    def __init__(self, labels: int, hidden_size: int, dtype: ms.Type, dense: str, name: str) -> None:
+        super().__init__()
+        self.dense = ScoreHead(hidden_size, hidden_size, dtype, dense)
+        self.score = ScoreHead(labels, hidden_size, dtype, name)
+
+    def slots(self) -> Iterator[Slot]:
+        yield from self.dense.slots()
+        yield from self.score.slots()
+
+    def construct(self, hidden: Tensor) -> Tensor:
+        dense = self.dense(hidden).astype(ms.float32)
+        # tanh as 2 sigmoid(2x) - 1, as in layers/logits.py: MindSpore's operator is off by 1e-4 on CPU beyond 5.
+        return self.score((2.0 / (1.0 + (dense * -2.0).exp()) - 1.0).astype(hidden.dtype))
+
+
 class TokenScoreHead(Layer):
     """As `ScoreHead`, made of some rows of a language-model head: how likely these tokens are to come next.
 

@@ -24,6 +24,7 @@ from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm_ms_models.layers.moe import MoE
 from vllm_ms_models.layers.norm import AddRMSNorm, RMSNorm
+from vllm_ms_models.layers.ragged_attention import RaggedSequences
 from vllm_ms_models.quantization.base import Float, LinearScheme, Part, Quantization
 
 DTYPES = {"F32": (ms.float32, torch.float32), "BF16": (ms.bfloat16, torch.bfloat16), "F16": (ms.float16, torch.float16)}
@@ -206,4 +207,5 @@ def _batch(attentions: Sequence[Attention], prompts: Sequence[Sequence[int]], dt
         if shape not in caches:
             caches[shape] = to_mindspore(torch.zeros(shape, dtype=DTYPES[dtype][1]))
         cell.cache = caches[shape]
-    return Batch(to_mindspore(positions), {cell.name: view for cell in attentions})
+    ragged = RaggedSequences.of(lengths.tolist())  # of an encoder, which has no caches
+    return Batch(to_mindspore(positions), {cell.name: view for cell in attentions}, ragged=ragged)

@@ -10,6 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from vllm_ms_models import registry, runtime
+from vllm_ms_models.bridge.encoder import learned_positions
+from vllm_ms_models.checkpoint import CheckpointError
 from vllm_ms_models.cli.quantize import GROUP_SIZES, layouts, modules, writing
 from vllm_ms_models.cli.quantize.calibration import Blueprint, Statistics, blueprint, calibrate
 from vllm_ms_models.cli.quantize.conversion import Conversion, Item
@@ -40,6 +42,16 @@ def quantize(options: argparse.Namespace, command: str, shard_bytes: int = writi
     writing.require_absent(out)
     source = open_source(options.model)
     registry.check(source.architecture)
+    if options.smoothquant is not None and source.architecture in registry.ENCODERS:
+        raise ValueError(
+            f"--smoothquant is not possible for {source.architecture}, whose norms feed the residual sum too; leave it "
+            "out."
+        )
+    if source.architecture in registry.MULTIMODAL:
+        raise CheckpointError(
+            f"{source.architecture} reads images, and quantizing such a model is not supported here; llm-compressor "
+            "does it, and what it writes is served."
+        )
     prompts = _prompts(options, source)
     runtime.start(source.dtype)
     longest = max(map(len, prompts.ids)) if prompts else 1
@@ -68,6 +80,8 @@ def _prompts(options: argparse.Namespace, source: Source) -> Prompts | None:
         return None
     config = source.hf_config()
     longest = getattr(config, "max_position_embeddings", options.calibration_tokens)
+    if source.architecture in registry.ENCODERS:
+        longest = learned_positions(source.architecture, config)
     path = Path(options.calibration)
     return read_prompts(path, source.folder, config.vocab_size, options.calibration_tokens, longest)
 

@@ -80,8 +80,11 @@ def _is_kept(name: str) -> bool:
     return name != "config.json" and not name.endswith(".index.json") and not name.startswith("quantization_report.")
 
 
-def open_source(model: str) -> Source:
-    """Opens a folder, or downloads a Hugging Face repository. Raises CheckpointError, also for quantized models."""
+def open_source(model: str, remedy: str = "quantize the model in floats that it was made from") -> Source:
+    """Opens a folder, or downloads a Hugging Face repository. Raises CheckpointError.
+
+    Quantized models are refused too, with `remedy`.
+    """
     folder = Path(model) if os.path.exists(model) else _download(model)
     path = folder / "config.json"
     if not path.exists():
@@ -90,7 +93,7 @@ def open_source(model: str) -> Source:
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} is not a dictionary of settings; download it again.")
     checkpoint = open_checkpoint(folder)
-    _require_floats(folder, config, checkpoint)
+    _require_floats(folder, config, checkpoint, remedy)
     name = config.get("dtype") or config.get("torch_dtype")
     stored = next((tensor.dtype for tensor in checkpoint.tensors.values() if tensor.name.endswith(".weight")), "F32")
     source = Source(folder, config, checkpoint, DTYPE_NAMES.get(str(name).removeprefix("torch."), stored))
@@ -113,8 +116,7 @@ def _download(model: str) -> Path:
         ) from error
 
 
-def _require_floats(folder: Path, config: dict[str, Any], checkpoint: Checkpoint) -> None:
-    remedy = "quantize the model in floats that it was made from"
+def _require_floats(folder: Path, config: dict[str, Any], checkpoint: Checkpoint, remedy: str) -> None:
     for name in ("quantization_config", "compression_config"):
         if config.get(name) is not None:
             raise CheckpointError(f"{folder} is quantized already: its config.json has {name}; {remedy}.")

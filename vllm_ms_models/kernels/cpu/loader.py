@@ -87,6 +87,23 @@ def load() -> ModuleType:
 
 def library() -> Path:
     """Path of the compiled library, built first if necessary. Raises KernelBuildError."""
+    path, compiler = locate()
+    if compiler is None:
+        return path
+    try:
+        with _locked(path.parent / "lock"):
+            if not _intact(path):  # nobody else built it while we waited
+                _build(compiler, path)
+    except OSError as error:
+        raise KernelBuildError(f"The CPU kernels cannot be written to {path.parent}: {error}.") from error
+    return path
+
+
+def locate() -> tuple[Path, list[str] | None]:
+    """Where the library is or will be, and the compiler that has to build it first; None if it is there.
+
+    Raises KernelBuildError if it is not, and there is no compiler.
+    """
     directory = cache_directory()
     try:
         compiler = _compiler()
@@ -94,17 +111,9 @@ def library() -> Path:
         built = [path for path in directory.glob(f"kernels-{_source_key()}-*.so") if _intact(path)]
         if not built:
             raise
-        return max(built, key=lambda path: path.stat().st_mtime)
+        return max(built, key=lambda path: path.stat().st_mtime), None
     path = directory / f"kernels-{_source_key()}-{_compiler_key(compiler)}.so"
-    if _intact(path):
-        return path
-    try:
-        with _locked(directory / "lock"):
-            if not _intact(path):  # nobody else built it while we waited
-                _build(compiler, path)
-    except OSError as error:
-        raise KernelBuildError(f"The CPU kernels cannot be written to {directory}: {error}.") from error
-    return path
+    return path, None if _intact(path) else compiler
 
 
 def cache_directory() -> Path:

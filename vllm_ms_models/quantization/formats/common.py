@@ -2,11 +2,11 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vllm_ms_models.checkpoint.errors import CheckpointError, enumerate_names, quote
-from vllm_ms_models.quantization.specs import Spec
+from vllm_ms_models.quantization.specs import FloatWeight, Spec
 
 
 class Format(ABC):
@@ -18,6 +18,37 @@ class Format(ABC):
     @abstractmethod
     def spec(self, module: str) -> Spec:
         """How the linear `module` is stored, by its exact name. CheckpointError if the description leaves it open."""
+
+
+class Renamed(Format):
+    """`format` of a checkpoint that may name its modules otherwise: `prefixes` are those of `checkpoint.renamed`.
+
+    A description may use another of these names than the tensors do. A module is in floats if it is by one of them:
+    that is where a description says so by name, such as "all linears but these".
+    """
+
+    def __init__(self, format: Format, prefixes: Sequence[tuple[str, str]]) -> None:
+        self.format = format
+        self.name = format.name
+        self.prefixes = prefixes
+
+    def spec(self, module: str) -> Spec:
+        specs, errors = [], []
+        for name in self._names(module):
+            try:
+                specs.append(self.format.spec(name))
+            except CheckpointError as error:
+                errors.append(error)
+        if not specs:
+            raise errors[0]
+        return next((spec for spec in specs if isinstance(spec, FloatWeight)), specs[0])
+
+    def _names(self, module: str) -> list[str]:
+        """Our own first."""
+        names = [module]
+        for theirs, own in reversed(self.prefixes):
+            names += [theirs + name.removeprefix(own) for name in names if name.startswith(own)]
+        return names
 
 
 class Settings:
