@@ -41,11 +41,18 @@ def compare(family: str, **options: Any) -> None:
 
 @pytest.mark.feature("LoRA")
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+    "family",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES if name != "phi3"],
 )
 def test_tokens_and_logprobs(family: str) -> None:
     """Prompts are read in chunks of 24 tokens, so that steps have parts of some and tokens of others."""
     compare(family, max_num_batched_tokens=24)
+
+
+@pytest.mark.slow
+def test_matrices_of_several_projections() -> None:
+    """Phi-3's: one adapter for all of them."""
+    compare("phi3", max_num_batched_tokens=24)
 
 
 def test_the_reference_without_peft() -> None:
