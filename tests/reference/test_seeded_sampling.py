@@ -58,7 +58,11 @@ def test_prefix_cache(expected: list[list[int]]) -> None:
 
 def test_preempted(expected: list[list[int]]) -> None:
     """No random number is drawn twice for a token, nor left out."""
-    options: dict[str, Any] = {"num_gpu_blocks_override": 10, "enable_prefix_caching": False, "disable_log_stats": False}
+    options: dict[str, Any] = {
+        "num_gpu_blocks_override": 10,
+        "enable_prefix_caching": False,
+        "disable_log_stats": False,
+    }
     with engine(checkpoint("qwen2"), **options) as llm:
         before = counter(llm, "vllm:num_preemptions")
         assert sample(llm, ALL) == expected
