@@ -29,8 +29,6 @@ FAMILIES = {
 }
 # Of their own kind, which write no text.
 ENCODERS = {"bert": "BERT", "roberta": "RoBERTa", "xlm_roberta": "XLM-RoBERTa"}
-# Of the zoo, with layers of the others, and without a column (docs/models.md has them all).
-OTHERS = {"phi3"}
 SAME = {"mistral": "llama", "deepseek_v2": "deepseek_v3", "dense": "qwen2"}
 
 FEATURES: dict[str, list[str]] = {
@@ -194,8 +192,6 @@ class Marks:
             families = [_family(item)] if refused is None else [*FAMILIES]
         for family in families:
             family = SAME.get(family, family)
-            if family in OTHERS:
-                continue
             if family not in (ENCODERS if name in ENCODER_FEATURES else FAMILIES):
                 raise pytest.UsageError(f"{item.nodeid}: the family {family!r} is not in scripts/features.py")
             if refused is None:
