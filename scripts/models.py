@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from vllm_ms_models import registry  # noqa: E402 (of this folder, not of an installed package)
-from vllm_ms_models.cli.listing import DECODER, DRAFT, ENCODER  # noqa: E402
+from vllm_ms_models.cli.listing import kinds_of  # noqa: E402
 
 TARGET = ROOT / "docs" / "models.md"
 HEAD = """# Supported models
@@ -51,7 +51,7 @@ def described(folder: Path) -> dict[str, list[str]]:
 def page() -> str:
     lines = []
     for architecture, module in sorted((registry.BUILT_IN | registry.DRAFTS).items()):
-        kinds = DRAFT if architecture in registry.DRAFTS else ENCODER if architecture in registry.ENCODERS else DECODER
+        kinds = kinds_of(architecture)
         folder = module.split(".")[1]
         checkpoints, dtypes, *devices = described(ROOT / "vllm_ms_models" / folder).get(architecture, ["-"] * 4)
         link = f"[{folder}](../vllm_ms_models/{folder})"

@@ -15,6 +15,8 @@ from vllm_ms_models import registry
 PACKAGE = "vllm-ms-models"
 DECODER = ("text", "embedding", "classification")
 """What each architecture that generates text does; the others are what vLLM makes of it (docs/pooling.md)."""
+MULTIMODAL = ("text", "images")
+"""Of which vLLM makes nothing else."""
 ENCODER = ("embedding", "classification")
 DRAFT = ("draft",)
 """Proposes tokens to another model and is not served by itself (docs/speculation.md)."""
@@ -46,13 +48,18 @@ def entries() -> list[Entry]:
     ours = [_built_in(name, module) for name, module in sorted(registry.BUILT_IN.items())]
     points = sorted(entry_points(group=registry.ENTRY_POINT_GROUP), key=lambda point: point.name)
     others = [_third_party(point) for point in points if point.name not in registry.BUILT_IN]
-    drafts = [_built_in(name, module, DRAFT) for name, module in sorted(registry.DRAFTS.items())]
+    drafts = [_built_in(name, module) for name, module in sorted(registry.DRAFTS.items())]
     return [*ours, *others, *drafts]
 
 
-def _built_in(architecture: str, module: str, kinds: tuple[str, ...] | None = None) -> Entry:
-    kinds = kinds or (ENCODER if architecture in registry.ENCODERS else DECODER)
-    return Entry(architecture, kinds, PACKAGE, vllm_ms_models.__version__, module, *_measured(module))
+def kinds_of(architecture: str) -> tuple[str, ...]:
+    """What a built-in architecture does."""
+    known = ((registry.DRAFTS, DRAFT), (registry.MULTIMODAL, MULTIMODAL), (registry.ENCODERS, ENCODER))
+    return next((kinds for names, kinds in known if architecture in names), DECODER)
+
+
+def _built_in(architecture: str, module: str) -> Entry:
+    return Entry(architecture, kinds_of(architecture), PACKAGE, vllm_ms_models.__version__, module, *_measured(module))
 
 
 def _third_party(point: EntryPoint) -> Entry:

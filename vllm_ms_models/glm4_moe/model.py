@@ -7,20 +7,16 @@ from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.decoder import Decoder
 from vllm_ms_models.layers.mlp import GatedMLP
 from vllm_ms_models.layers.moe import MoE, noaux_tc
-from vllm_ms_models.layers.norm import RMSNorm
 from vllm_ms_models.layers.pre_norm import PreNormLayer
 from vllm_ms_models.layers.prediction import prediction_tensors
 from vllm_ms_models.layers.rotary import RotaryEmbedding
-from vllm_ms_models.layers.self_attention import SelfAttention
+from vllm_ms_models.layers.self_attention import SelfAttention, head_norms
 from vllm_ms_models.registry import register_model
 
 
 def attention(config: Any, rotary: RotaryEmbedding, context: ModelContext, prefix: str) -> SelfAttention:
     """With `use_qk_norm`, a norm of each head's query and key, before they rotate."""
-    norms = None
-    if config.use_qk_norm:
-        size, eps = rotary.head_size, config.rms_norm_eps
-        norms = RMSNorm(f"{prefix}.q_norm", size, eps), RMSNorm(f"{prefix}.k_norm", size, eps)
+    norms = head_norms(config, rotary, prefix) if config.use_qk_norm else None
     return SelfAttention(config, rotary, context, prefix, bias=config.attention_bias, norms=norms)
 
 

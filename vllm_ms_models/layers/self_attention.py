@@ -9,10 +9,17 @@ from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.linear import QKVParallelLinear, RowParallelLinear
+from vllm_ms_models.layers.norm import RMSNorm
 from vllm_ms_models.layers.rotary import RotaryEmbedding
 
 SEPARATE = ("q_proj", "k_proj", "v_proj")
 FUSED = "qkv_proj"
+
+
+def head_norms(config: Any, rotary: RotaryEmbedding, prefix: str) -> tuple[RMSNorm, RMSNorm]:
+    """For `SelfAttention`: each head of queries and keys by itself, which keeps their products small (Qwen3)."""
+    size, eps = rotary.head_size, config.rms_norm_eps
+    return RMSNorm(f"{prefix}.q_norm", size, eps), RMSNorm(f"{prefix}.k_norm", size, eps)
 
 
 class SelfAttention(Layer):
@@ -20,7 +27,7 @@ class SelfAttention(Layer):
 
     `qkv` and `out` name the projections in the checkpoint, `bias` and `out_bias` say whether they have biases;
     `by_heads` as in `QKVParallelLinear`. `scale` is that of the softmax (default: 1 / sqrt(head size)), `window` as in
-    `Attention`. `norms` are of queries and keys, before they rotate.
+    `Attention`. `norms` are of queries and keys, before they rotate (`head_norms`).
     """
 
     def __init__(

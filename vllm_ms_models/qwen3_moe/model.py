@@ -2,70 +2,25 @@
 
 from typing import Any
 
-from mindspore import Tensor
-
-from vllm_ms_models.layers.attention import Attention
-from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.causal_lm import CausalLM
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.decoder import Decoder
-from vllm_ms_models.layers.layer import Layer
-from vllm_ms_models.layers.linear import QKVParallelLinear, RowParallelLinear
 from vllm_ms_models.layers.mlp import GatedMLP
 from vllm_ms_models.layers.moe import MoE, softmax_top_k
-from vllm_ms_models.layers.norm import AddRMSNorm, RMSNorm
+from vllm_ms_models.layers.pre_norm import PreNormLayer
 from vllm_ms_models.layers.rotary import RotaryEmbedding
+from vllm_ms_models.layers.self_attention import SelfAttention, head_norms
 from vllm_ms_models.registry import register_model
 
 
-class Qwen3MoeAttention(Layer):
-    """Self-attention; a norm of each head's query and key, before they rotate, keeps their products small."""
-
-    def __init__(self, config: Any, rotary: RotaryEmbedding, context: ModelContext, prefix: str) -> None:
-        super().__init__()
-        hidden, heads, head_size = config.hidden_size, config.num_attention_heads, rotary.head_size
-        names = [f"{prefix}.{name}" for name in ("q_proj", "k_proj", "v_proj")]
-        kv_heads, bias = config.num_key_value_heads, config.attention_bias
-        self.qkv_proj = QKVParallelLinear(names, hidden, heads, kv_heads, head_size, context, bias)
-        self.q_norm = RMSNorm(f"{prefix}.q_norm", head_size, config.rms_norm_eps)
-        self.k_norm = RMSNorm(f"{prefix}.k_norm", head_size, config.rms_norm_eps)
-        self.o_proj = RowParallelLinear(f"{prefix}.o_proj", heads * head_size, hidden, context, bias)
-        self.rotary = rotary
-        window = config.sliding_window
-        self.attention = Attention(
-            f"{prefix}.attn", self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads, head_size, window=window
-        )
-
-    def construct(self, hidden: Tensor, batch: Batch) -> Tensor:
-        query, key, value = self.qkv_proj(hidden, batch)
-        query, key = self.q_norm(query), self.k_norm(key)
-        self.rotary(query, key, batch.positions)
-        return self.o_proj(self.attention(query, key, value, batch), batch)
-
-
-class Qwen3MoeDecoderLayer(Layer):
-    """Attention and MLP or experts, each behind a norm, each added to the residual stream by the next norm."""
-
-    def __init__(self, config: Any, layer: int, rotary: RotaryEmbedding, context: ModelContext, prefix: str) -> None:
-        super().__init__()
-        hidden, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = AddRMSNorm(f"{prefix}.input_layernorm", hidden, eps)
-        self.self_attn = Qwen3MoeAttention(config, rotary, context, f"{prefix}.self_attn")
-        self.post_attention_layernorm = AddRMSNorm(f"{prefix}.post_attention_layernorm", hidden, eps)
-        sparse = config.num_experts > 0 and (layer + 1) % config.decoder_sparse_step == 0
-        if layer in config.mlp_only_layers or not sparse:
-            self.mlp: GatedMLP | MoE = GatedMLP(
-                f"{prefix}.mlp", hidden, config.intermediate_size, config.hidden_act, context
-            )
-        else:
-            routing = softmax_top_k(config.num_experts_per_tok, config.norm_topk_prob)
-            size, experts = config.moe_intermediate_size, config.num_experts
-            self.mlp = MoE(f"{prefix}.mlp", hidden, size, experts, routing, config.hidden_act, context)
-
-    def construct(self, hidden: Tensor, residual: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
-        hidden, residual = self.input_layernorm(hidden, residual)
-        hidden, residual = self.post_attention_layernorm(self.self_attn(hidden, batch), residual)
-        return self.mlp(hidden, batch), residual
+def feed_forward(config: Any, layer: int, context: ModelContext, prefix: str) -> GatedMLP | MoE:
+    """Experts, in every layer or every n-th, except in some layers by their numbers."""
+    sparse = config.num_experts > 0 and (layer + 1) % config.decoder_sparse_step == 0
+    if layer in config.mlp_only_layers or not sparse:
+        return GatedMLP(prefix, config.hidden_size, config.intermediate_size, config.hidden_act, context)
+    routing = softmax_top_k(config.num_experts_per_tok, config.norm_topk_prob)
+    size, experts = config.moe_intermediate_size, config.num_experts
+    return MoE(prefix, config.hidden_size, size, experts, routing, config.hidden_act, context)
 
 
 @register_model("Qwen3MoeForCausalLM")
@@ -73,8 +28,15 @@ class Qwen3MoeForCausalLM(CausalLM):
     """Qwen3-MoE with its language-model head; `config` is transformers' Qwen3MoeConfig."""
 
     def __init__(self, config: Any, context: ModelContext) -> None:
-        rotary = RotaryEmbedding(config, context)
-        model = Decoder(
-            config, context, lambda layer, prefix: Qwen3MoeDecoderLayer(config, layer, rotary, context, prefix)
-        )
-        super().__init__(model, config, context)
+        rotary, bias, window = RotaryEmbedding(config, context), config.attention_bias, config.sliding_window
+
+        def layer(number: int, prefix: str) -> PreNormLayer:
+            name = f"{prefix}.self_attn"
+            norms = head_norms(config, rotary, name)
+            attention = SelfAttention(
+                config, rotary, context, name, bias=bias, out_bias=bias, window=window, norms=norms
+            )
+            mlp = feed_forward(config, number, context, f"{prefix}.mlp")
+            return PreNormLayer(prefix, config.hidden_size, config.rms_norm_eps, attention, mlp)
+
+        super().__init__(Decoder(config, context, layer), config, context)
