@@ -1,0 +1,20 @@
+"""The Ascend back end: the kernels on MindSpore's fused operators. **Not run on hardware.**
+
+Nothing chooses it yet: `VLLM_MS_DEVICE=ascend` ends as before. tests/ascend holds every operator call against
+MindSpore's own inference of arguments and dtypes, and results against the reference's, by computing what the operators
+mean.
+
+What has no fused operator, or none here yet, raises NotImplementedError with a sentence: float32 models, weights of
+integers for activations of floats and zero points of weights, a KV cache of int8, sliding windows, soft caps, sinks,
+attention in both directions, `clamped_swiglu`, mixtures of experts, LoRA, heads of attention that are not a multiple
+of 16.
+
+Where it differs from the interface's definitions, in rounding only: products are rounded to the dtype of the
+activations before a bias or an activation is applied; biases and the weights of norms, float32 in the interface, are
+rounded to that dtype, as the operators ask, and so is the scale of "static" activations; a masked score is 10000 lower,
+not absent.
+"""
+
+from vllm_ms_models.kernels.ascend.kernels import AscendKernels
+
+__all__ = ["AscendKernels"]

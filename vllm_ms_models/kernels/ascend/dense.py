@@ -1,0 +1,219 @@
+"""Products, embeddings, norms, activations and rotary embedding of the Ascend back end. **Not run on hardware.**"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, mint
+
+from vllm_ms_models.kernels.ascend.weights import Int8Weight
+from vllm_ms_models.kernels.weight import Weight
+
+
+def check(x: Tensor) -> None:
+    """NotImplementedError for activations that the fused operators do not take."""
+    if x.dtype not in (ms.float16, ms.bfloat16):
+        raise NotImplementedError(
+            f"The Ascend kernels take float16 and bfloat16, not {x.dtype}; serve with --dtype bfloat16."
+        )
+
+
+class Dense:
+    """What `AscendKernels` does without sequences, by calls of `fused` (the functions of `operators`)."""
+
+    def __init__(self, fused: Any) -> None:
+        self._ops = fused
+
+    # --- products ----------------------------------------------------------------------------------------------
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: ms.Type) -> Tensor:
+        if x.ndim != 2 or x.shape[1] != weight.in_features:
+            raise ValueError(f"expected [tokens, {weight.in_features}], got {x.shape}")
+        if x.shape[0] == 0:
+            return mint.zeros((0, weight.out_features), dtype=dtype)
+        if isinstance(weight, Int8Weight):
+            check(x)
+            product = self._int8_product(x, weight)
+        elif x.dtype == weight.dtype:
+            product = self._ops.matmul(x, weight.data)
+        else:  # while loading only: to see what a matrix makes of unit vectors
+            product = self._ops.matmul(x.astype(ms.float32), weight.data.astype(ms.float32))
+        product = product if bias is None else product + bias.astype(product.dtype)
+        return product.astype(dtype)
+
+    def _int8_product(self, x: Tensor, weight: Int8Weight) -> Tensor:
+        assert weight.integers is not None
+        if weight.integers.activations == "dynamic":
+            rounded, token_scales = self._ops.quantize_by_token(x)
+            return self._ops.quant_matmul(rounded, weight.data, weight.scales, weight.addends, token_scales, x.dtype)
+        products = []
+        first = 0
+        # Parts that share an input are multiplied together.
+        for (scale, offset), parts in groupby(zip(weight.inputs, weight.sizes, strict=True), lambda part: part[0]):
+            rows = sum(size for _, size in parts)
+            products.append(self._static_product(x, weight, scale, offset, first, rows))
+            first += rows
+        return products[0] if len(products) == 1 else mint.cat(products, -1)
+
+    def _static_product(
+        self, x: Tensor, weight: Int8Weight, scale: float, offset: int, first: int, rows: int
+    ) -> Tensor:
+        """Of `rows` rows from `first` on, whose input is rounded by `scale` and `offset`."""
+        features = (weight.in_features,)
+        scales = (mint.ones(features, dtype=ms.float32) * (1.0 / scale)).astype(x.dtype)
+        offsets = (mint.ones(features, dtype=ms.float32) * float(offset)).astype(x.dtype)
+        rounded = self._ops.quantize(x, scales, offsets)
+        data, undo, addends = (mint.narrow(t, 0, first, rows) for t in (weight.data, weight.scales, weight.addends))
+        if x.dtype == ms.float16:  # then the operator wants the bits of its float32 scales
+            bits = undo.asnumpy().view(np.uint32).astype(np.int64)
+            undo = Tensor.from_numpy(bits)
+        return self._ops.quant_matmul(rounded, data, undo, addends, None, x.dtype)
+
+    def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        """The columns of `x` as contiguous tensors `[tokens, size]`."""
+        if x.shape[0] == 0:
+            return tuple(mint.zeros((0, size), dtype=x.dtype) for size in sizes)
+        return tuple(part.contiguous() for part in mint.split(x, list(sizes), 1))
+
+    def linear_gated(self, x: Tensor, weight: Weight, activation: str, bias: Tensor | None) -> Tensor:
+        if len(weight.sizes) != 2 or len(set(weight.sizes)) != 1:
+            raise ValueError(f"gate and up have the sizes {weight.sizes}")
+        if activation not in ("silu", "gelu", "gelu_tanh"):
+            raise NotImplementedError(f"The Ascend kernels have no gated activation {activation!r}.")
+        product = self.linear(x, weight, bias, x.dtype)
+        if x.shape[0] == 0:
+            return mint.zeros((0, weight.sizes[0]), dtype=x.dtype)
+        if activation == "silu":
+            return self._ops.swiglu(product)
+        gate, up = self.split(product, weight.sizes)
+        return self.activate(gate, activation) * up
+
+    def linear_heads(self, x: Tensor, matrices: Sequence[Tensor], passed: int) -> Tensor:
+        """`Kernels.linear_heads` with matrices `[out, in]`."""
+        out, features = matrices[0].shape
+        tokens = x.shape[0]
+        if tokens == 0:
+            return mint.zeros((0, len(matrices) * (out + passed)), dtype=x.dtype)
+        parts = []
+        for head, matrix in enumerate(matrices):
+            start = head * (features + passed)
+            parts.append(self._ops.matmul(mint.narrow(x, 1, start, features).contiguous(), matrix))
+            if passed:
+                parts.append(mint.narrow(x, 1, start + features, passed))
+        return mint.cat(parts, -1)
+
+    def embedding(self, ids: Tensor, weight: Weight, first_row: int) -> Tensor:
+        if ids.shape[0] == 0:
+            return mint.zeros((0, weight.in_features), dtype=weight.dtype)
+        rows = ids.astype(ms.int32) - first_row
+        inside = mint.clamp(rows, 0, weight.out_features - 1)  # no other row may be asked for
+        known = mint.eq(rows, inside).astype(weight.dtype).reshape(-1, 1)
+        return self._ops.gather(weight.data, inside) * known
+
+    # --- elementwise -------------------------------------------------------------------------------------------
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        check(x)
+        size = weight.shape[0]
+        if x.ndim == 0 or x.shape[-1] % size:
+            raise ValueError(f"expected [..., {size}] or a multiple, got {x.shape}")
+        if 0 in x.shape:
+            return x.copy()
+        return self._ops.rms_norm(x.reshape(-1, size), weight.astype(x.dtype), float(eps)).reshape(x.shape)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        check(x)
+        if x.shape != residual.shape:
+            raise ValueError(f"x is {x.shape}, the residual {residual.shape}")
+        if 0 in x.shape:
+            return x.copy(), residual
+        if weight.shape[0] != x.shape[-1]:  # of each head: no operator adds first
+            residual.copy_(residual + x)
+            return self.rms_norm(residual, weight, eps), residual
+        normed, total = self._ops.add_rms_norm(x, residual, weight.astype(x.dtype), float(eps))
+        residual.copy_(total)
+        return normed, residual
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        check(x)
+        if not x.shape[-1:] == weight.shape == bias.shape:
+            raise ValueError(f"x is {x.shape}, the weight {weight.shape}, the bias {bias.shape}")
+        if 0 in x.shape:
+            return x.copy()
+        return self._ops.layer_norm(x, weight.astype(x.dtype), bias.astype(x.dtype), float(eps))
+
+    def activate(self, x: Tensor, activation: str) -> Tensor:
+        check(x)
+        if 0 in x.shape:
+            return x.copy()
+        if activation == "silu":
+            return self._ops.silu(x)
+        if activation in ("gelu", "gelu_tanh"):
+            return self._ops.gelu(x, "tanh" if activation == "gelu_tanh" else "none")
+        if activation == "quick_gelu":
+            return x * self._ops.sigmoid(x * 1.702)
+        if activation == "relu":
+            return self._ops.relu(x)
+        raise ValueError(f"there is no activation {activation!r}")
+
+    # --- rotary embedding --------------------------------------------------------------------------------------
+
+    def rotary(
+        self,
+        query: Tensor,
+        key: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        head_size: int,
+        interleaved: bool,
+        offset: int,
+    ) -> None:
+        """The operator turns whole heads by halves: what turns is cut out, and put in that order if it is not."""
+        check(query)
+        size = cos_sin.shape[1]
+        if not 0 <= offset <= head_size - size:
+            raise ValueError(f"{size} features from feature {offset} on cannot rotate in a head of {head_size}")
+        tokens = positions.shape[0]
+        if tokens == 0:
+            return
+        rows = self._ops.gather(cos_sin, positions.astype(ms.int32)).astype(query.dtype)
+        cos, sin = (mint.cat([half, half], -1) for half in mint.split(rows, size // 2, 1))
+        whole = query.view(tokens, -1, head_size), key.view(tokens, -1, head_size - offset)
+        starts = offset, 0
+        turning = [mint.narrow(heads, 2, start, size) for heads, start in zip(whole, starts, strict=True)]
+        lengths = Tensor([tokens], ms.int32)  # as if of one sequence: the angles are gathered row by row
+        rows_turned = self._ops.apply_rotary_pos_emb(
+            *(_by_halves(heads, interleaved).view(tokens, -1) for heads in turning), cos, sin, lengths
+        )
+        for x, heads, start, turned in zip((query, key), whole, starts, rows_turned, strict=True):
+            middle = _from_halves(turned.view(tokens, -1, size), interleaved)
+            x.copy_(_replaced(heads, start, middle).view(x.shape))
+
+
+def _by_halves(heads: Tensor, interleaved: bool) -> Tensor:
+    """Heads `[..., size]` with the first of every pair before all the second."""
+    if not interleaved:
+        return heads.contiguous()
+    *rest, size = heads.shape
+    return mint.transpose(heads.contiguous().view(*rest, size // 2, 2), -1, -2).contiguous()
+
+
+def _from_halves(heads: Tensor, interleaved: bool) -> Tensor:
+    """The opposite of `_by_halves`, of `[..., size]`."""
+    if not interleaved:
+        return heads
+    *rest, size = heads.shape
+    return mint.transpose(heads.view(*rest, 2, size // 2), -1, -2).contiguous().view(*rest, size)
+
+
+def _replaced(heads: Tensor, start: int, middle: Tensor) -> Tensor:
+    """`heads` `[tokens, heads, size]` with `middle` in place of as many features from `start` on."""
+    stop = start + middle.shape[2]
+    parts = [middle]
+    if start:
+        parts.insert(0, mint.narrow(heads, 2, 0, start))
+    if stop < heads.shape[2]:
+        parts.append(mint.narrow(heads, 2, stop, heads.shape[2] - stop))
+    return parts[0] if len(parts) == 1 else mint.cat(parts, -1)

@@ -1,0 +1,173 @@
+"""Every operator call of the Ascend back end, one function for each operator. **Not run on hardware.**
+
+Arguments and results are those of MindSpore 2.10's primitives (`mindspore.ops.auto_generate`), with what this back end
+never uses left out. On a CPU most of them end in "The kernel X unregistered", after MindSpore has checked arguments and
+dtypes; tests/ascend checks every call that way. `AscendKernels` takes any object with these functions, so that tests
+can put in one that computes what the operators mean.
+
+Lengths, tables and slots are int32; floats are float16 or bfloat16 unless a function says otherwise. Nothing here is
+called for an empty batch.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import mindspore as ms
+from mindspore import Tensor, mint
+from mindspore.ops.auto_generate import gen_ops_prim as primitives
+
+
+@lru_cache(maxsize=256)
+def _primitive(name: str, *arguments: Any, **options: Any) -> Any:
+    """Primitives are made once: making one costs more than calling it."""
+    return getattr(primitives, name)(*arguments, **options)
+
+
+def write_rows(target: Tensor, first: int, rows: Tensor) -> None:
+    """Copy `rows` to `target[first : first + len(rows)]`. (A CPU's InplaceCopy takes no part of a tensor.)"""
+    mint.narrow(target, 0, first, rows.shape[0]).copy_(rows)
+
+
+# --- dense -----------------------------------------------------------------------------------------------------
+
+
+def matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """`[tokens, in]` and `[out, in]`, of one dtype (float32 too): `x @ weight.T`."""
+    return _primitive("MatMul", transpose_b=True)(x, weight)
+
+
+def gather(table: Tensor, rows: Tensor) -> Tensor:
+    """`table[rows]`; every row must exist."""
+    return _primitive("Gather")(table, rows, 0)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """`[tokens, 2 n]` -> `[tokens, n]`: silu of the first half times the second."""
+    return _primitive("Swiglu")(x, -1)
+
+
+def silu(x: Tensor) -> Tensor:
+    return _primitive("SiLU")(x)
+
+
+def gelu(x: Tensor, approximate: str) -> Tensor:
+    """`approximate` is "none" (with erf) or "tanh"."""
+    return _primitive("GeluExt")(x, approximate)
+
+
+def relu(x: Tensor) -> Tensor:
+    return _primitive("ReLU")(x)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    return _primitive("Sigmoid")(x)
+
+
+# --- norms -----------------------------------------------------------------------------------------------------
+
+
+def rms_norm(x: Tensor, gamma: Tensor, eps: float) -> Tensor:
+    """`x / sqrt(mean(x^2) + eps) * gamma` over the last axis; `gamma` has the dtype of `x`."""
+    return _primitive("RmsNorm", eps)(x, gamma)[0]
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """`rms_norm(x + residual)` and the sum."""
+    normed, _, total = _primitive("AddRmsNorm")(x, residual, gamma, eps)
+    return normed, total
+
+
+def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+    """Over the last axis; `gamma` and `beta` have the dtype of `x`."""
+    return _primitive("LayerNormExt")(x, gamma.shape, gamma, beta, eps)[0]
+
+
+# --- attention -------------------------------------------------------------------------------------------------
+
+
+def apply_rotary_pos_emb(
+    query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`x * cos + rotate_half(x) * sin` of each head of `query` and `key` `[tokens, heads * size]`.
+
+    `cos` and `sin` are `[tokens, size]` in their dtype, gathered by position; `lengths` are each sequence's tokens.
+    """
+    turned = _primitive("ApplyRotaryPosEmb", 2)(query, key, cos, sin, lengths)
+    return turned[0], turned[1]
+
+
+def reshape_and_cache(
+    key: Tensor, value: Tensor | None, key_cache: Tensor, value_cache: Tensor | None, slots: Tensor
+) -> None:
+    """Store `key` and `value` `[tokens, kv_heads * size]` in caches `[blocks, block_size, kv_heads, size]`, in place.
+
+    Slots below 0 are skipped, as in practice; MindSpore does not document it. Without `value` only the key is stored.
+    """
+    _primitive("ReshapeAndCache")(key, value, key_cache, value_cache, slots)
+
+
+def paged_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    mask: Tensor | None,
+    query_lens: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    mla_v_dim: int = 0,
+) -> Tensor:
+    """Attention of `query` `[tokens, heads * size]` over caches `[blocks, block_size, kv_heads, size]`.
+
+    Without `mask` and `query_lens` every sequence has one token, its last. With them a sequence has as many rows as
+    `query_lens` says, and `mask` `[tokens, positions]`, in the dtype of `query`, is added to the scores. `mla_v_dim`:
+    a value is that many of the first features of its key, and so large is a head of the result.
+    """
+    attend = _primitive("PagedAttention", heads, scale, kv_heads, mla_v_dim=mla_v_dim)
+    return attend(query, key_cache, value_cache, block_tables, context_lens, None, None, mask, query_lens)
+
+
+def flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    query_lens: Tensor,
+    key_lens: Tensor,
+    heads: int,
+    scale: float,
+) -> Tensor:
+    """Causal attention within sequences that lie one behind the other in `query` and `key` (layout "TH").
+
+    `mask` is `attention.triangle`; the lengths are those of each sequence, not their sums.
+    """
+    attend = _primitive("FlashAttentionScore", heads, scale_value=scale, input_layout="TH")
+    return attend(query, key, value, None, None, None, mask, None, query_lens, key_lens)[3]
+
+
+# --- int8 ------------------------------------------------------------------------------------------------------
+
+
+def quantize(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """`rint(x * scale + offset)` in int8; `scale` and `offset` are `[features]` in the dtype of `x`."""
+    return _primitive("QuantV2")(x, scale, offset, False, "ROUND", ms.int8)
+
+
+def quantize_by_token(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`rint(x / s)` in int8 and s = max|x| / 127 of each row, float32 `[tokens]`."""
+    rounded, scales = _primitive("DynamicQuantExt")(x, None)
+    return rounded, scales
+
+
+def quant_matmul(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, token_scales: Tensor | None, dtype: ms.Type
+) -> Tensor:
+    """`(x @ weight.T + bias) * scale * token_scales` in `dtype`, of int8 `[tokens, in]` and `[out, in]`.
+
+    `bias` is int32 `[out]`. `scale` is `[out]`: float32; int64 with the bits of a float32 where `dtype` is float16 and
+    there are no `token_scales` (float32 `[tokens]`).
+    """
+    multiply = _primitive("QuantBatchMatmul", transpose_x2=True, dtype=dtype)
+    return multiply(x, weight, scale, None, bias, token_scales)

@@ -1,0 +1,95 @@
+"""Matrices of the Ascend back end: rows as the checkpoint has them, `[out, in]`. **Not run on hardware.**
+
+`fused` has the functions of `operators`; the others are those of `Kernels`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mindspore as ms
+import ml_dtypes
+import numpy as np
+from mindspore import Tensor, mint
+
+from vllm_ms_models.kernels.weight import Integers, Weight
+
+_NUMPY = {ms.float16: np.dtype(np.float16), ms.bfloat16: np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclass(frozen=True)
+class Int8Weight(Weight):
+    """Int8 rows, and what undoes their rounding; `inputs` has a scale and an offset for each part."""
+
+    scales: Tensor = field(kw_only=True)  # float32 [out]
+    addends: Tensor = field(kw_only=True)  # int32 [out]
+    inputs: list[tuple[float, int]] = field(kw_only=True)
+
+
+def new_weight(sizes: Sequence[int], in_features: int, dtype: ms.Type) -> Weight:
+    if dtype not in _NUMPY:
+        raise NotImplementedError(
+            f"The Ascend kernels take float16 and bfloat16, not {dtype}; serve with --dtype bfloat16."
+        )
+    return Weight(mint.zeros((sum(sizes), in_features), dtype=dtype), tuple(sizes), in_features, dtype)
+
+
+def load_rows(fused: Any, weight: Weight, part: int, first_row: int, source: np.ndarray) -> None:
+    if weight.dtype not in _NUMPY:
+        raise ValueError("rows of floats do not fit in a weight of integers")
+    with np.errstate(over="ignore"):
+        rows = np.ascontiguousarray(source.astype(_NUMPY[weight.dtype]))
+    _write(fused, weight.data, weight, part, first_row, rows)
+
+
+def new_int8_weight(sizes: Sequence[int], in_features: int, integers: Integers) -> Int8Weight:
+    if integers.activations == "float":
+        raise NotImplementedError("The Ascend kernels have no weights of integers for activations of floats yet.")
+    out = sum(sizes)
+    return Int8Weight(
+        mint.zeros((out, in_features), dtype=ms.int8),
+        tuple(sizes),
+        in_features,
+        ms.int8,
+        integers,
+        scales=mint.zeros((out,), dtype=ms.float32),
+        addends=mint.zeros((out,), dtype=ms.int32),
+        inputs=[(1.0, 0)] * len(sizes),
+    )
+
+
+def load_integers(fused: Any, weight: Weight, part: int, first_row: int, values: np.ndarray) -> None:
+    _write(fused, weight.data, weight, part, first_row, np.ascontiguousarray(values, np.int8))
+
+
+def load_scales(
+    fused: Any,
+    weight: Weight,
+    part: int,
+    first_row: int,
+    scales: np.ndarray,
+    zeros: np.ndarray | None,
+    addends: np.ndarray | None,
+) -> None:
+    assert isinstance(weight, Int8Weight)
+    if zeros is not None and np.any(zeros):
+        raise NotImplementedError("The Ascend kernels have no zero points of weights: QuantBatchMatmul has none.")
+    _write(fused, weight.scales, weight, part, first_row, np.ascontiguousarray(scales[:, 0], np.float32))
+    if addends is not None:
+        _write(fused, weight.addends, weight, part, first_row, np.ascontiguousarray(addends, np.int32))
+
+
+def set_input(weight: Weight, part: int, scale: float, offset: int) -> None:
+    assert isinstance(weight, Int8Weight)
+    weight.inputs[part] = scale, offset
+
+
+def _write(fused: Any, target: Tensor, weight: Weight, part: int, first_row: int, rows: np.ndarray) -> None:
+    """Copy `rows` to their place in `target`, whose first axis is that of all parts."""
+    if not (0 <= part < len(weight.sizes) and 0 <= first_row and first_row + len(rows) <= weight.sizes[part]):
+        raise ValueError(f"rows {first_row} to {first_row + len(rows)} do not fit in part {part} of {weight.sizes}")
+    if target.shape[1:] != rows.shape[1:]:
+        raise ValueError(f"expected rows of shape {target.shape[1:]}, got an array of shape {rows.shape}")
+    if len(rows):
+        start = sum(weight.sizes[:part]) + first_row
+        fused.write_rows(target, start, Tensor.from_numpy(rows))
