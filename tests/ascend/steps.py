@@ -55,7 +55,8 @@ def step_of(pairs: list[tuple[int, int]], rng: np.random.Generator) -> Step:
     lengths = np.array([total for _, total in pairs], np.int32)
     queries = max((query for query, _ in pairs), default=0)
     sequences = PagedSequences(Tensor(starts), Tensor(lengths), Tensor(tables), queries, int(lengths.max(initial=0)))
-    return Step(sequences, *(Tensor(np.array(x, np.int64)) for x in (new, old, positions)), blocks)
+    slots, earlier, places = (Tensor(np.array(x, np.int64)) for x in (new, old, positions))
+    return Step(sequences, slots, earlier, places, blocks)
 
 
 def numpy_of(dtype: ms.Type) -> np.dtype:

@@ -11,8 +11,8 @@ of 16.
 
 Where it differs from the interface's definitions, in rounding only: products are rounded to the dtype of the
 activations before a bias or an activation is applied; biases and the weights of norms, float32 in the interface, are
-rounded to that dtype, as the operators ask, and so is the scale of "static" activations; a masked score is 10000 lower,
-not absent.
+rounded to that dtype, as the operators ask, and so is the scale of "static" activations, whose ties go to even after their offset is added, not before; a masked
+score is 10000 lower, not absent.
 """
 
 from vllm_ms_models.kernels.ascend.kernels import AscendKernels
