@@ -98,8 +98,8 @@ def test_elementwise(dtype: Any) -> None:
         residuals = [y.copy(), y.copy()]
         results = []
         for kernels, residual in zip((ascend, reference), residuals, strict=True):
-            add = kernels.add_layer_norm if len(parameters) == 2 else kernels.add_rms_norm
-            results.append(add(x, residual, *parameters, 1e-6))  # type: ignore[operator]
+            add: Any = kernels.add_layer_norm if len(parameters) == 2 else kernels.add_rms_norm
+            results.append(add(x, residual, *parameters, 1e-6))
             assert results[-1][1] is residual
         close(results[0][0], results[1][0])
         assert np.array_equal(wide(residuals[0]), wide(residuals[1]))
@@ -138,8 +138,8 @@ def test_attention(dtype: Any, name: str, heads: int, kv_heads: int, size: int) 
     for kernels in (ascend, reference):
         shape = kernels.cache_shape(step.blocks, BLOCK, kv_heads, size)
         cache = Tensor.from_numpy(np.full(shape, 7, numpy_of(dtype)))
-        kernels.write_kv(*old, cache, step.earlier)
-        kernels.write_kv(*new, cache, step.slots)
+        kernels.write_kv(old[0], old[1], cache, step.earlier)
+        kernels.write_kv(new[0], new[1], cache, step.slots)
         # The second time, keys are in the cache only.
         results.append([kernels.paged_attention(query, cache, step.sequences, size**-0.5) for _ in range(2)])
     for got, want in zip(*results, strict=True):
@@ -182,8 +182,8 @@ def test_latent_attention(dtype: Any, name: str) -> None:
         cache = Tensor.from_numpy(
             np.zeros(kernels.latent_cache_shape(step.blocks, BLOCK, rank + rope), numpy_of(dtype))
         )
-        kernels.write_latent(*old, cache, step.earlier)
-        kernels.write_latent(*new, cache, step.slots)
+        kernels.write_latent(old[0], old[1], cache, step.earlier)
+        kernels.write_latent(new[0], new[1], cache, step.slots)
         loaded = [weight_of(kernels, matrix, [len(matrix)], dtype) for matrix in matrices]
         keys, values = loaded[::2], loaded[1::2]
         means = kernels.mla_attention(absorbed, cache, step.sequences, 0.1, rank)

@@ -9,10 +9,12 @@ integers for activations of floats and zero points of weights, a KV cache of int
 attention in both directions, `clamped_swiglu`, mixtures of experts, LoRA, heads of attention that are not a multiple
 of 16.
 
-Where it differs from the interface's definitions, in rounding only: products are rounded to the dtype of the
-activations before a bias or an activation is applied; biases and the weights of norms, float32 in the interface, are
-rounded to that dtype, as the operators ask, and so is the scale of "static" activations, whose ties go to even after their offset is added, not before; a masked
-score is 10000 lower, not absent.
+Where it differs from the interface's definitions, in rounding only:
+
+* products are rounded to the dtype of the activations before a bias or an activation is applied;
+* biases and the weights of norms, float32 in the interface, are rounded to that dtype, as the operators ask;
+* so is the scale of "static" activations, whose ties go to even after their offset is added, not before;
+* a masked score is 10000 lower, not absent.
 """
 
 from vllm_ms_models.kernels.ascend.kernels import AscendKernels

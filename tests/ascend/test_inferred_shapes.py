@@ -1,0 +1,100 @@
+"""The shapes that the contract says an operator gives are those that MindSpore infers when it compiles a graph."""
+
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from tests.ascend.contract import Contract
+from tests.ascend.steps import BLOCK, STEPS, normal, step_of
+from vllm_ms_models.kernels import Integers
+from vllm_ms_models.kernels.ascend import AscendKernels, operators
+
+
+def inferred(primitive: Any, arguments: tuple[Any, ...], results: int) -> list[tuple[tuple[int, ...], Any]]:
+    """Shapes and dtypes of a primitive's results: constants of the graph, so no kernel is asked for."""
+
+    def shapes(*inputs: Any) -> Any:
+        found = primitive(*inputs)
+        return found.shape, found.dtype
+
+    def of_each(*inputs: Any) -> Any:
+        found = primitive(*inputs)
+        return tuple([(found[i].shape, found[i].dtype) for i in range(results)])
+
+    if results == 1:
+        return [ms.jit(shapes)(*arguments)]
+    return list(ms.jit(of_each)(*arguments))
+
+
+class Recorder(Contract):
+    """Keeps the primitive and arguments of each call, and what the contract gave for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.made: list[tuple[str, Any, tuple[Any, ...]]] = []
+        self.records: list[tuple[str, Any, tuple[Any, ...], Any]] = []
+        make = operators._primitive
+
+        def remember(name: str, *arguments: Any, **options: Any) -> Any:
+            primitive = make(name, *arguments, **options)
+
+            def call(*inputs: Any) -> Any:
+                self.made.append((name, primitive, inputs))
+                return primitive(*inputs)
+
+            return call
+
+        monkeypatch.setattr(operators, "_primitive", remember)
+
+    def _check(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        results = super()._check(name, arguments)
+        self.records.append((*self.made[-1], results))
+        return results
+
+
+# Results of the operators that have several, and which of them the back end uses.
+RESULTS = {
+    "RmsNorm": (2, (0,)),
+    "AddRmsNorm": (3, (0, 2)),
+    "LayerNormExt": (3, (0,)),
+    "ApplyRotaryPosEmb": (2, (0, 1)),
+    "FlashAttentionScore": (4, (3,)),
+    "DynamicQuantExt": (2, (0, 1)),
+}
+
+
+@pytest.mark.parametrize("dtype", (ms.float16, ms.bfloat16), ids=str)
+def test_shapes_are_those_that_mindspore_infers(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch)
+    kernels = AscendKernels(recorder)
+    rng = np.random.default_rng(0)
+    for name in ("ragged prefill", "mixed with context"):
+        step = step_of(STEPS[name], rng)
+        query, key = normal(rng, (step.tokens, 512), dtype), normal(rng, (step.tokens, 128), dtype)
+        ones = Tensor(np.ones(512, np.float32))
+        cache = Tensor.from_numpy(np.zeros(kernels.cache_shape(step.blocks, BLOCK, 2, 64), np.float16)).astype(dtype)
+        kernels.rotary(query, key, step.positions, Tensor(np.zeros((64, 64), np.float32)), 64, False)
+        kernels.write_kv(key, key, cache, step.slots)
+        kernels.paged_attention(query, cache, step.sequences, 0.125)
+    latents = Tensor.from_numpy(np.zeros((step.blocks, BLOCK, 576), np.float16)).astype(dtype)
+    kernels.mla_attention(normal(rng, (step.tokens, 4 * 576), dtype), latents, step.sequences, 0.1, 512)
+    kernels.add_rms_norm(query, query.copy(), ones, 1e-6)
+    kernels.rms_norm(query, ones, 1e-6)
+    kernels.layer_norm(query, ones, ones, 1e-6)
+    kernels.linear_gated(query, kernels.new_weight([32, 32], 512, dtype), "silu")
+    kernels.linear(query, kernels.new_integer_weight([24], 512, Integers(8, 0, "dynamic")))
+    kernels.linear(query, kernels.new_integer_weight([24], 512, Integers(8, 0, "static")))
+    checked = 0
+    for name, primitive, arguments, results in recorder.records:
+        if results is None:
+            continue  # ReshapeAndCache writes, so no graph leaves it out
+        count, used = RESULTS.get(name, (1, (0,)))
+        found = inferred(primitive, arguments, count)
+        want = results if isinstance(results, tuple) else (results,)
+        assert [found[i] for i in used] == [(tuple(x.shape), x.dtype) for x in want], name
+        checked += 1
+    print(f"\nAscend: shapes of {checked} calls in {dtype} are those inferred")
+    assert checked >= 16
