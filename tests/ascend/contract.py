@@ -60,7 +60,7 @@ class Contract:
 
     @staticmethod
     def write_rows(target: Tensor, first: int, rows: Tensor) -> None:
-        """Not a fused operator, and the one that a CPU has does not take a part of a tensor."""
+        """Not checked: it is no fused operator, and the one that a CPU has does not take a part of a tensor."""
         write_rows(target, first, rows)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:

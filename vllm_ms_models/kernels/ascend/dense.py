@@ -130,10 +130,10 @@ class Dense:
         if 0 in x.shape:
             return x.copy(), residual
         if weight.shape[0] != x.shape[-1]:  # of each head: no operator adds first
-            residual.copy_(residual + x)
+            self._ops.write_rows(residual, 0, residual + x)
             return self.rms_norm(residual, weight, eps), residual
         normed, total = self._ops.add_rms_norm(x, residual, weight.astype(x.dtype), float(eps))
-        residual.copy_(total)
+        self._ops.write_rows(residual, 0, total)
         return normed, residual
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -189,7 +189,7 @@ class Dense:
         )
         for x, heads, start, turned in zip((query, key), whole, starts, rows_turned, strict=True):
             middle = _from_halves(turned.view(tokens, -1, size), interleaved)
-            x.copy_(_replaced(heads, start, middle).view(x.shape))
+            self._ops.write_rows(x, 0, _replaced(heads, start, middle).view(x.shape))
 
 
 def _by_halves(heads: Tensor, interleaved: bool) -> Tensor:

@@ -126,7 +126,7 @@ class AscendKernels(Kernels):
         self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         if 0 not in x.shape:
-            residual.copy_(residual + x)
+            self._ops.write_rows(residual, 0, residual + x)
         return self.layer_norm(residual, weight, bias, eps), residual
 
     def activate(self, x: Tensor, activation: str) -> Tensor:
