@@ -97,11 +97,11 @@ BROKEN: dict[str, tuple[Damage, str]] = {
     "pickle": (pickle_only, r"safetensors"),
     "architecture": (
         edit_config(architectures=["GPT2LMHeadModel"]),
-        r"GPT2LMHeadModel.* not supported.*\[.*'LlamaForCausalLM', 'MistralForCausalLM', .*'Qwen2ForCausalLM', .*\]",
+        r"GPT2LMHeadModel.* not supported.*\[.*'LlamaForCausalLM', .*'MistralForCausalLM', .*'Qwen2ForCausalLM', .*\]",
     ),
     "unknown architecture": (
         edit_config(architectures=["NobodyForCausalLM"]),
-        r"NobodyForCausalLM.* not supported.*\[.*'LlamaForCausalLM', 'MistralForCausalLM', .*'Qwen2ForCausalLM', .*\]",
+        r"NobodyForCausalLM.* not supported.*\[.*'LlamaForCausalLM', .*'MistralForCausalLM', .*'Qwen2ForCausalLM', .*\]",
     ),
     "activation": (edit_config(hidden_act="relu"), r"Activation 'relu'.*supported are silu"),
     "floats described as quantized": (
