@@ -101,7 +101,7 @@ BROKEN: dict[str, tuple[Damage, str]] = {
     ),
     "unknown architecture": (
         edit_config(architectures=["NobodyForCausalLM"]),
-        r"NobodyForCausalLM.* not supported.*\[.*'LlamaForCausalLM', .*'MistralForCausalLM', .*'Qwen2ForCausalLM', .*\]",
+        r"NobodyForCausalLM.* not supported.*\[.*'LlamaForCausalLM', .*'Qwen2ForCausalLM', .*\]",
     ),
     "activation": (edit_config(hidden_act="relu"), r"Activation 'relu'.*supported are silu"),
     "floats described as quantized": (
