@@ -2,19 +2,17 @@
 
 from typing import Any
 
-from mindspore import Tensor
-
-from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.causal_lm import CausalLM
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.decoder import Decoder
-from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.mlp import GatedMLP
-from vllm_ms_models.layers.norm import AddRMSNorm, RMSNorm
-from vllm_ms_models.layers.pre_norm import PreNormLayer
+from vllm_ms_models.layers.pre_norm import PreNormLayer, SandwichNormLayer
 from vllm_ms_models.layers.rotary import RotaryEmbedding
 from vllm_ms_models.layers.self_attention import SelfAttention
 from vllm_ms_models.registry import register_model
+
+# In the order in which they come: the third is named after what is before it.
+NORMS = ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm")
 
 Blocks = tuple[SelfAttention, GatedMLP]
 
@@ -27,33 +25,18 @@ def blocks(config: Any, rotary: RotaryEmbedding, context: ModelContext, prefix: 
     return attention, mlp
 
 
-class Glm4DecoderLayer(Layer):
-    """Attention and MLP, each between two norms, each added to the residual stream by the norm after."""
-
-    def __init__(self, config: Any, rotary: RotaryEmbedding, context: ModelContext, prefix: str) -> None:
-        super().__init__()
-        hidden, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = AddRMSNorm(f"{prefix}.input_layernorm", hidden, eps)
-        self.self_attn, self.mlp = blocks(config, rotary, context, prefix)
-        self.post_self_attn_layernorm = RMSNorm(f"{prefix}.post_self_attn_layernorm", hidden, eps)
-        self.post_attention_layernorm = AddRMSNorm(f"{prefix}.post_attention_layernorm", hidden, eps)
-        self.post_mlp_layernorm = RMSNorm(f"{prefix}.post_mlp_layernorm", hidden, eps)
-
-    def construct(self, hidden: Tensor, residual: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
-        hidden, residual = self.input_layernorm(hidden, residual)
-        hidden = self.post_self_attn_layernorm(self.self_attn(hidden, batch))
-        hidden, residual = self.post_attention_layernorm(hidden, residual)
-        return self.post_mlp_layernorm(self.mlp(hidden, batch)), residual
-
-
 @register_model("Glm4ForCausalLM")
 class Glm4ForCausalLM(CausalLM):
     """GLM-4-0414 with its language-model head; `config` is transformers' Glm4Config."""
 
     def __init__(self, config: Any, context: ModelContext) -> None:
         rotary = RotaryEmbedding(config, context, interleaved=True)
-        model = Decoder(config, context, lambda _, prefix: Glm4DecoderLayer(config, rotary, context, prefix))
-        super().__init__(model, config, context)
+
+        def layer(_: int, prefix: str) -> SandwichNormLayer:
+            attention, mlp = blocks(config, rotary, context, prefix)
+            return SandwichNormLayer(prefix, config.hidden_size, config.rms_norm_eps, attention, mlp, NORMS)
+
+        super().__init__(Decoder(config, context, layer), config, context)
 
 
 @register_model("GlmForCausalLM")

@@ -9,7 +9,6 @@ The classes differ only in which rows (outputs) and columns (inputs) of the chec
 | MergedColumnParallelLinear | 1/size each  | all          | one tensor for each part       |
 | GatedColumnParallelLinear  | 1/size each  | all          | activation(gate) * up          |
 | QKVParallelLinear          | whole heads  | all          | q, k, v of this rank's heads   |
-| StackedQKVParallelLinear   | whole heads  | all          | the same, of one matrix        |
 | RowParallelLinear          | all          | 1/size       | summed over the ranks          |
 
 Fused layers read several checkpoint matrices; they are named one by one, so no other table of fused names exists. Where
@@ -203,26 +202,6 @@ class QKVParallelLinear(Linear):
             parts = column_parts(names, in_features, sizes, (group, kv_group, kv_group))
         super().__init__(parts, bias, context)
         self.num_heads, self.num_kv_heads = heads, kv_heads
-
-    def construct(self, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, ...]:
-        return self.scheme.multiply_split(x, self.addend(x, batch))
-
-
-class StackedQKVParallelLinear(Linear):
-    """As QKVParallelLinear, of one matrix in the checkpoint: all queries, then as many keys, then as many values."""
-
-    def __init__(
-        self, name: str, in_features: int, num_heads: int, head_size: int, context: ModelContext, bias: bool = False
-    ):
-        group = context.tensor_parallel
-        self_heads = group.share(num_heads, f"The number of heads of {name}")
-        size, own = num_heads * head_size, self_heads * head_size
-        parts = [
-            Part(name, (3 * size, in_features), slice(first, first + own), slice(0, in_features))
-            for first in range(group.rank * own, 3 * size, size)
-        ]
-        super().__init__(parts, bias, context)
-        self.num_heads = self_heads
 
     def construct(self, x: Tensor, batch: Batch | None = None) -> tuple[Tensor, ...]:
         return self.scheme.multiply_split(x, self.addend(x, batch))

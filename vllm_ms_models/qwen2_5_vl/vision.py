@@ -13,7 +13,7 @@ from mindspore import Tensor, nn
 
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.layer import Layer
-from vllm_ms_models.layers.linear import RowParallelLinear, StackedQKVParallelLinear
+from vllm_ms_models.layers.linear import QKVParallelLinear, RowParallelLinear
 from vllm_ms_models.layers.mlp import MLP, GatedMLP
 from vllm_ms_models.layers.norm import AddRMSNorm
 from vllm_ms_models.layers.ragged_attention import RaggedAttention, RaggedSequences
@@ -68,7 +68,7 @@ class VisionAttention(Layer):
         super().__init__()
         hidden, heads = config.hidden_size, config.num_heads
         self.rotary = rotary
-        self.qkv = StackedQKVParallelLinear(f"{prefix}.qkv", hidden, heads, rotary.head_size, context, bias=True)
+        self.qkv = QKVParallelLinear(f"{prefix}.qkv", hidden, heads, heads, rotary.head_size, context, bias=True)
         self.proj = RowParallelLinear(f"{prefix}.proj", hidden, hidden, context, bias=True)
         self.attention = RaggedAttention(self.qkv.num_heads, self.qkv.num_heads, rotary.head_size)
 
