@@ -82,7 +82,9 @@ class MindSporeWorker(Worker):
 
     def _maybe_get_memory_pool_context(self, tag: str) -> AbstractContextManager[Any]:
         """Sleep-mode pools are for CUDA; the cache's memory is ours."""
-        return CacheMemory() if tag == "kv_cache" else nullcontext()
+        from vllm_ms_models import kernels
+
+        return CacheMemory(kernels.get().own_memory) if tag == "kv_cache" else nullcontext()
 
     def determine_available_memory(self) -> int:
         """Bytes for the KV cache; there is nothing to profile, the kernels' working space is small and bounded."""

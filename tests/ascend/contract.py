@@ -34,6 +34,10 @@ PRIMITIVES = {
     "quantize": "QuantV2",
     "quantize_by_token": "DynamicQuantExt",
     "quant_matmul": "QuantBatchMatmul",
+    "argmax": "ArgMaxExt",
+    "sort": "SortExt",
+    "softmax": "Softmax",
+    "cumsum": "CumsumExt",
 }
 # What MindSpore says when all that is missing is the kernel: for operators that no CPU has, for those that are made of
 # others, and for those that it has in other dtypes (bfloat16 is the dtype of few). SiLU is a Sigmoid inside.
@@ -57,6 +61,14 @@ class Contract:
     def __init__(self) -> None:
         self.seen: set[tuple[Any, ...]] = set()
         self.calls = 0
+
+    @staticmethod
+    def to_device(x: Tensor) -> Tensor:
+        return copied(x)
+
+    @staticmethod
+    def to_host(x: Tensor) -> Tensor:
+        return copied(x)
 
     @staticmethod
     def write_rows(target: Tensor, first: int, rows: Tensor) -> None:
@@ -90,6 +102,11 @@ def write_rows(target: Tensor, first: int, rows: Tensor) -> None:
     """`operators.write_rows` in the memory of the tensors."""
     source = array_of(rows)
     array_of(target)[first : first + len(source)] = source
+
+
+def copied(x: Tensor) -> Tensor:
+    """As a device of its own memory has it, and its host."""
+    return Tensor.from_numpy(array_of(x.contiguous()).copy()) if 0 not in x.shape else x.copy()
 
 
 def array_of(tensor: Tensor) -> np.ndarray:
@@ -245,6 +262,11 @@ def _quant_matmul(
     return [((x.shape[0], weight.shape[0]), dtype)]
 
 
+def _of_rows(x: Tensor) -> list[Shape]:
+    ask(x.ndim == 2 and x.dtype == ms.float32, "rows of float32")
+    return _like(x)
+
+
 DOCUMENTED: dict[str, Callable[..., list[Shape]]] = {
     "matmul": _matmul,
     "gather": _gather,
@@ -263,4 +285,8 @@ DOCUMENTED: dict[str, Callable[..., list[Shape]]] = {
     "quantize": _quantize,
     "quantize_by_token": lambda x: [(tuple(x.shape), ms.int8), ((x.shape[0],), ms.float32)],
     "quant_matmul": _quant_matmul,
+    "argmax": lambda x: [((_of_rows(x)[0][0][0],), ms.int64)],
+    "sort": lambda x: [*_of_rows(x), (tuple(x.shape), ms.int64)],
+    "softmax": _of_rows,
+    "cumsum": _of_rows,
 }

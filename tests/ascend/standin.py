@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from mindspore import Tensor
 
-from tests.ascend.contract import DOCUMENTED, array_of, described, write_rows
+from tests.ascend.contract import DOCUMENTED, array_of, copied, described, write_rows
 from vllm_ms_models.kernels.reference_memory import NUMPY, memory
+
+KINDS = {**NUMPY, ms.int64: np.dtype(np.int64)}
 
 
 def wide(x: Tensor) -> np.ndarray:
@@ -21,7 +23,7 @@ def wide(x: Tensor) -> np.ndarray:
 
 
 def tensor(values: np.ndarray, dtype: Any) -> Tensor:
-    return Tensor.from_numpy(np.ascontiguousarray(values.astype(NUMPY.get(dtype, np.int8))))
+    return Tensor.from_numpy(np.ascontiguousarray(values.astype(KINDS.get(dtype, np.int8))))
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -134,6 +136,20 @@ class Meaning:
             first += int(count)
         return tensor(np.concatenate(rows), query.dtype)
 
+    def argmax(self, x: Tensor) -> Tensor:
+        return tensor(wide(x).argmax(-1), ms.int64)
+
+    def sort(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        places = np.argsort(-wide(x), -1, kind="stable")
+        return tensor(np.take_along_axis(wide(x), places, -1), x.dtype), tensor(places, ms.int64)
+
+    def softmax(self, x: Tensor) -> Tensor:
+        shares = np.exp(wide(x) - wide(x).max(-1, keepdims=True))
+        return tensor(shares / shares.sum(-1, keepdims=True), x.dtype)
+
+    def cumsum(self, x: Tensor) -> Tensor:
+        return tensor(np.cumsum(wide(x), -1), x.dtype)
+
     def quantize(self, x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
         return tensor(np.clip(np.rint(wide(x) * wide(scale) + wide(offset)), -128, 127), ms.int8)
 
@@ -172,6 +188,16 @@ class StandIn:
     def __init__(self) -> None:
         self.meaning = Meaning()
         self.called: list[str] = []
+        self.uploads: list[Any] = []  # shapes and dtypes of what went to the device, and came back
+        self.downloads: list[Any] = []
+
+    def to_device(self, x: Tensor) -> Tensor:
+        self.uploads.append(described(x))
+        return copied(x)
+
+    def to_host(self, x: Tensor) -> Tensor:
+        self.downloads.append(described(x))
+        return copied(x)
 
     @staticmethod
     def write_rows(target: Tensor, first: int, rows: Tensor) -> None:

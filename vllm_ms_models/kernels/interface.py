@@ -21,6 +21,7 @@ from mindspore import Tensor
 
 from vllm_ms_models.kernels.low_rank import Addend, LowRank
 from vllm_ms_models.kernels.routing import Routing
+from vllm_ms_models.kernels.sampling import Sampling
 from vllm_ms_models.kernels.weight import Integers, Weight
 
 SCALE_BYTES = 4  # of the float32 scale beside each row of a cache of int8
@@ -59,10 +60,25 @@ class Kernels(ABC):
     """One back end. Obtain the active one with `vllm_ms_models.kernels.get()`."""
 
     name: ClassVar[str]
+    own_memory: ClassVar[bool] = False  # whether they compute on a device whose memory is not the host's
+    sampling: Sampling | None = None  # what chooses tokens there, so that no logits come to the host
 
     @abstractmethod
     def describe(self) -> str:
         """One phrase for the start-up line, e.g. `C++ (AVX-512 BF16, 2 threads)`."""
+
+    # --- memory ------------------------------------------------------------------------------------------------
+
+    def place(self, x: Tensor) -> Tensor:
+        """`x`, of the host's memory, where the other methods take it: a copy if that is another memory.
+
+        `PagedSequences` and `LowRank.rows` stay in the host's.
+        """
+        return x
+
+    def fetch(self, x: Tensor) -> Tensor:
+        """The opposite of `place`."""
+        return x
 
     # --- weights -----------------------------------------------------------------------------------------------
 

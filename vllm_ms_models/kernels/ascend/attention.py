@@ -10,6 +10,7 @@ bridge would have to bind keys and values as two halves, `[2, blocks, ...]`, and
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import mindspore as ms
 import ml_dtypes
@@ -58,7 +59,8 @@ class Prepared:
     masks: dict[ms.Type, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, sequences: PagedSequences) -> "Prepared":
+    def of(cls, sequences: PagedSequences, fused: Any) -> "Prepared":
+        """`fused` are the functions of `operators`."""
         queries = np.diff(sequences.query_start.asnumpy())
         lengths, tables = sequences.seq_lens.asnumpy(), sequences.block_tables.asnumpy()
         kept = np.flatnonzero(queries > 0)
@@ -66,12 +68,14 @@ class Prepared:
         starts = np.cumsum(queries) - queries
         rows = int(queries.sum())
         positions = np.arange(rows) + np.repeat(lengths - queries - starts, queries)
+        numbers = (queries, lengths, tables, 2 * tables.astype(np.int64))
+        query_lens, seq_lens, block_tables, doubled_tables = (fused.to_device(_int32(x)) for x in numbers)
         return cls(
             sequences,
-            _int32(queries),
-            _int32(lengths),
-            _int32(tables),
-            _int32(2 * tables.astype(np.int64)),
+            query_lens,
+            seq_lens,
+            block_tables,
+            doubled_tables,
             rows,
             bool((queries == 1).all()),
             bool((queries == lengths).all()),
@@ -79,13 +83,13 @@ class Prepared:
             int(lengths.max(initial=0)),
         )
 
-    def mask(self, dtype: ms.Type) -> Tensor | None:
+    def mask(self, dtype: ms.Type, fused: Any) -> Tensor | None:
         """What PagedAttention adds to scores, `[rows, width]`; a token that is its sequence's last needs none."""
         if self.decoding:
             return None
         if dtype not in self.masks:
             later = np.arange(self.width) > self.positions[:, None]
-            self.masks[dtype] = _tensor(np.where(later, np.float32(MASKED), np.float32(0)), dtype)
+            self.masks[dtype] = fused.to_device(_tensor(np.where(later, np.float32(MASKED), np.float32(0)), dtype))
         return self.masks[dtype]
 
 

@@ -25,6 +25,16 @@ class Dense:
 
     def __init__(self, fused: Any) -> None:
         self._ops = fused
+        # By the identity of what is kept beside it, so that nothing else can get that.
+        self._placed: dict[tuple[int, ms.Type], tuple[Tensor, Tensor]] = {}
+        self._static: dict[tuple[int, int, ms.Type], tuple[Int8Weight, tuple[Tensor, ...]]] = {}
+
+    def constant(self, x: Tensor, dtype: ms.Type) -> Tensor:
+        """A layer's parameter, loaded into the host's memory, on the device in `dtype`: copied at first use."""
+        key = id(x), dtype
+        if key not in self._placed:
+            self._placed[key] = x, self._ops.to_device(x).astype(dtype)
+        return self._placed[key][1]
 
     # --- products ----------------------------------------------------------------------------------------------
 
@@ -39,8 +49,9 @@ class Dense:
         elif x.dtype == weight.dtype:
             product = self._ops.matmul(x, weight.data)
         else:  # while loading only: to see what a matrix makes of unit vectors
-            product = self._ops.matmul(x.astype(ms.float32), weight.data.astype(ms.float32))
-        product = product if bias is None else product + bias.astype(product.dtype)
+            x = self._ops.to_device(x.astype(ms.float32))
+            product = self._ops.matmul(x, weight.data.astype(ms.float32))
+        product = product if bias is None else product + self.constant(bias, product.dtype)
         return product.astype(dtype)
 
     def _int8_product(self, x: Tensor, weight: Int8Weight) -> Tensor:
@@ -61,15 +72,24 @@ class Dense:
         self, x: Tensor, weight: Int8Weight, scale: float, offset: int, first: int, rows: int
     ) -> Tensor:
         """Of `rows` rows from `first` on, whose input is rounded by `scale` and `offset`."""
-        features = (weight.in_features,)
-        scales = (mint.ones(features, dtype=ms.float32) * (1.0 / scale)).astype(x.dtype)
-        offsets = (mint.ones(features, dtype=ms.float32) * float(offset)).astype(x.dtype)
+        key = id(weight), first, x.dtype
+        if key not in self._static:
+            self._static[key] = weight, self._static_operands(weight, scale, offset, first, rows, x.dtype)
+        scales, offsets, data, undo, addends = self._static[key][1]
         rounded = self._ops.quantize(x, scales, offsets)
-        data, undo, addends = (mint.narrow(t, 0, first, rows) for t in (weight.data, weight.scales, weight.addends))
-        if x.dtype == ms.float16:  # then the operator wants the bits of its float32 scales
-            bits = undo.asnumpy().view(np.uint32).astype(np.int64)
-            undo = Tensor.from_numpy(bits)
         return self._ops.quant_matmul(rounded, data, undo, addends, None, x.dtype)
+
+    def _static_operands(
+        self, weight: Int8Weight, scale: float, offset: int, first: int, rows: int, dtype: ms.Type
+    ) -> tuple[Tensor, ...]:
+        """Made at first use, when all is loaded: what the input is rounded by, the rows, and what undoes roundings."""
+        ones = mint.ones((weight.in_features,), dtype=ms.float32)
+        inputs = (ones * (1.0 / scale)).astype(dtype), (ones * float(offset)).astype(dtype)
+        data, undo, addends = (mint.narrow(t, 0, first, rows) for t in (weight.data, weight.scales, weight.addends))
+        if dtype == ms.float16:  # then the operator wants the bits of its float32 scales
+            bits = self._ops.to_host(undo.contiguous()).asnumpy().view(np.uint32).astype(np.int64)
+            undo = self._ops.to_device(Tensor.from_numpy(bits))
+        return *inputs, data, undo, addends
 
     def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
         """The columns of `x` as contiguous tensors `[tokens, size]`."""
@@ -121,7 +141,7 @@ class Dense:
             raise ValueError(f"expected [..., {size}] or a multiple, got {x.shape}")
         if 0 in x.shape:
             return x.copy()
-        return self._ops.rms_norm(x.reshape(-1, size), weight.astype(x.dtype), float(eps)).reshape(x.shape)
+        return self._ops.rms_norm(x.reshape(-1, size), self.constant(weight, x.dtype), float(eps)).reshape(x.shape)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         check(x)
@@ -132,7 +152,7 @@ class Dense:
         if weight.shape[0] != x.shape[-1]:  # of each head: no operator adds first
             self._ops.write_rows(residual, 0, residual + x)
             return self.rms_norm(residual, weight, eps), residual
-        normed, total = self._ops.add_rms_norm(x, residual, weight.astype(x.dtype), float(eps))
+        normed, total = self._ops.add_rms_norm(x, residual, self.constant(weight, x.dtype), float(eps))
         self._ops.write_rows(residual, 0, total)
         return normed, residual
 
@@ -142,7 +162,8 @@ class Dense:
             raise ValueError(f"x is {x.shape}, the weight {weight.shape}, the bias {bias.shape}")
         if 0 in x.shape:
             return x.copy()
-        return self._ops.layer_norm(x, weight.astype(x.dtype), bias.astype(x.dtype), float(eps))
+        gamma, beta = self.constant(weight, x.dtype), self.constant(bias, x.dtype)
+        return self._ops.layer_norm(x, gamma, beta, float(eps))
 
     def activate(self, x: Tensor, activation: str) -> Tensor:
         check(x)
@@ -178,12 +199,15 @@ class Dense:
         tokens = positions.shape[0]
         if tokens == 0:
             return
-        rows = self._ops.gather(cos_sin, positions.astype(ms.int32)).astype(query.dtype)
+        angles = self.constant(cos_sin, ms.float32)
+        rows = self._ops.gather(angles, positions.astype(ms.int32)).astype(query.dtype)
         cos, sin = (mint.cat([half, half], -1) for half in mint.split(rows, size // 2, 1))
         whole = query.view(tokens, -1, head_size), key.view(tokens, -1, head_size - offset)
         starts = offset, 0
         turning = [mint.narrow(heads, 2, start, size) for heads, start in zip(whole, starts, strict=True)]
-        lengths = Tensor([tokens], ms.int32)  # as if of one sequence: the angles are gathered row by row
+        lengths = self._ops.to_device(
+            Tensor([tokens], ms.int32)
+        )  # as if of one sequence: the angles are gathered row by row
         rows_turned = self._ops.apply_rotary_pos_emb(
             *(_by_halves(heads, interleaved).view(tokens, -1) for heads in turning), cos, sin, lengths
         )

@@ -10,6 +10,7 @@ from mindspore import Tensor, mint
 from vllm_ms_models.kernels import float8
 from vllm_ms_models.kernels.ascend import dense, operators, weights
 from vllm_ms_models.kernels.ascend.attention import Prepared, doubled_slots, half_blocks, triangle
+from vllm_ms_models.kernels.ascend.sampling import DeviceSampling
 from vllm_ms_models.kernels.interface import Kernels, PagedSequences
 from vllm_ms_models.kernels.low_rank import Addend, LowRank
 from vllm_ms_models.kernels.routing import Routing
@@ -25,16 +26,26 @@ class AscendKernels(Kernels):
     """
 
     name: ClassVar[str] = "ascend"
+    own_memory: ClassVar[bool] = True
 
     def __init__(self, fused: Any = operators) -> None:
         self._ops = fused
         self._dense = dense.Dense(fused)
+        self.sampling = DeviceSampling(fused)
         self._prepared: Prepared | None = None
         self._triangles: dict[ms.Type, Tensor] = {}
         self._written: tuple[Tensor, Tensor, Tensor] | None = None  # a cache and what was last written to it
 
     def describe(self) -> str:
         return "Ascend (fused operators; not run on hardware)"
+
+    # --- memory ------------------------------------------------------------------------------------------------
+
+    def place(self, x: Tensor) -> Tensor:
+        return self._ops.to_device(x)
+
+    def fetch(self, x: Tensor) -> Tensor:
+        return self._ops.to_host(x)
 
     # --- weights -----------------------------------------------------------------------------------------------
 
@@ -222,7 +233,7 @@ class AscendKernels(Kernels):
         mla_v_dim: int = 0,
     ) -> Tensor:
         query_lens = None if step.decoding else step.query_lens
-        mask = step.mask(query.dtype)
+        mask = step.mask(query.dtype, self._ops)
         return self._ops.paged_attention(
             query, keys, values, tables, step.seq_lens, mask, query_lens, heads, kv_heads, float(scale), mla_v_dim
         )
@@ -230,12 +241,12 @@ class AscendKernels(Kernels):
     def _prepare(self, sequences: PagedSequences) -> Prepared:
         """All layers of a step pass the same object, so what is made of it is made once."""
         if self._prepared is None or self._prepared.sequences is not sequences:
-            self._prepared = Prepared.of(sequences)
+            self._prepared = Prepared.of(sequences, self._ops)
         return self._prepared
 
     def _triangle(self, dtype: ms.Type) -> Tensor:
         if dtype not in self._triangles:
-            self._triangles[dtype] = triangle(dtype)
+            self._triangles[dtype] = self._ops.to_device(triangle(dtype))
         return self._triangles[dtype]
 
     # --- multi-head latent attention ---------------------------------------------------------------------------

@@ -23,6 +23,19 @@ def _primitive(name: str, *arguments: Any, **options: Any) -> Any:
     return getattr(primitives, name)(*arguments, **options)
 
 
+# --- memory ----------------------------------------------------------------------------------------------------
+
+
+def to_device(x: Tensor) -> Tensor:
+    """A copy of a host's tensor on the device; the host's may change at once."""
+    return x.to("Ascend", copy=True)
+
+
+def to_host(x: Tensor) -> Tensor:
+    """A copy in the host's memory of what the device has computed once all before is done."""
+    return x.to("CPU", copy=True)
+
+
 def write_rows(target: Tensor, first: int, rows: Tensor) -> None:
     """Copy `rows` to `target[first : first + len(rows)]`. (A CPU's InplaceCopy takes no part of a tensor.)"""
     mint.narrow(target, 0, first, rows.shape[0]).copy_(rows)
@@ -171,3 +184,27 @@ def quant_matmul(
     """
     multiply = _primitive("QuantBatchMatmul", transpose_x2=True, dtype=dtype)
     return multiply(x, weight, scale, None, bias, token_scales)
+
+
+# --- sampling --------------------------------------------------------------------------------------------------
+
+
+def argmax(x: Tensor) -> Tensor:
+    """int64 `[rows]` of float32 `[rows, n]`: where the largest of each row is, the first of equal ones."""
+    return _primitive("ArgMaxExt")(x, -1, False)
+
+
+def sort(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row of float32 `[rows, n]` in descending order, equal ones as they come; and int64 where each was."""
+    values, places = _primitive("SortExt")(x, -1, True, True)
+    return values, places
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Of each row of float32 `[rows, n]`."""
+    return _primitive("Softmax", -1)(x)
+
+
+def cumsum(x: Tensor) -> Tensor:
+    """Along each row of float32 `[rows, n]`, itself included."""
+    return _primitive("CumsumExt")(x, -1, None)

@@ -92,4 +92,4 @@ def _write(fused: Any, target: Tensor, weight: Weight, part: int, first_row: int
         raise ValueError(f"expected rows of shape {target.shape[1:]}, got an array of shape {rows.shape}")
     if len(rows):
         start = sum(weight.sizes[:part]) + first_row
-        fused.write_rows(target, start, Tensor.from_numpy(rows))
+        fused.write_rows(target, start, fused.to_device(Tensor.from_numpy(rows)))
