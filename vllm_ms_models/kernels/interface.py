@@ -80,6 +80,10 @@ class Kernels(ABC):
         """The opposite of `place`."""
         return x
 
+    def memory(self) -> tuple[int, int]:
+        """Bytes of a device's own memory: all, and what is left."""
+        raise NotImplementedError(f"{self.name} kernels have no memory of their own")
+
     # --- weights -----------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -127,9 +127,9 @@ def _torch(tensor: Any) -> Any:
     """A copy in float32, `[rows, ...]`."""
     from mindspore import Tensor
 
-    from vllm_ms_models.bridge.tensors import to_torch
+    from vllm_ms_models.bridge.tensors import download
 
-    return to_torch(tensor).float().clone() if isinstance(tensor, Tensor) else tensor
+    return download(tensor).float().clone() if isinstance(tensor, Tensor) else tensor
 
 
 @torch.inference_mode()

@@ -47,6 +47,9 @@ class AscendKernels(Kernels):
     def fetch(self, x: Tensor) -> Tensor:
         return self._ops.to_host(x)
 
+    def memory(self) -> tuple[int, int]:
+        return self._ops.memory()
+
     # --- weights -----------------------------------------------------------------------------------------------
 
     def new_weight(self, sizes: Sequence[int], in_features: int, dtype: ms.Type) -> Weight:

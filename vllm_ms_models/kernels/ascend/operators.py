@@ -36,6 +36,12 @@ def to_host(x: Tensor) -> Tensor:
     return x.to("CPU", copy=True)
 
 
+def memory() -> tuple[int, int]:
+    """Bytes of this process's device: all, and what is left."""
+    properties = ms.hal.get_device_properties(0, "Ascend")  # the number is ignored
+    return properties.total_memory, properties.free_memory
+
+
 def write_rows(target: Tensor, first: int, rows: Tensor) -> None:
     """Copy `rows` to `target[first : first + len(rows)]`. (A CPU's InplaceCopy takes no part of a tensor.)"""
     mint.narrow(target, 0, first, rows.shape[0]).copy_(rows)

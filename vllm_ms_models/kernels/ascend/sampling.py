@@ -31,7 +31,9 @@ class DeviceSampling:
         if top_p is not None:
             probabilities = ops.softmax(values)
             before = ops.cumsum(probabilities) - probabilities
-            kept = mint.lt(before, ops.to_device(top_p).reshape(-1, 1))
+            share = top_p.asnumpy()
+            share = np.where(share < 1, share, np.float32(np.inf))  # a sum of all may be rounded to more than 1
+            kept = mint.lt(before, ops.to_device(Tensor.from_numpy(share)).reshape(-1, 1))
             kept = mint.logical_or(kept, _first_column(ops, values.shape))  # one at least, whatever p is
             values = _where(kept, values)
         width = int(ops.to_host(_counts(values)).asnumpy().max())
