@@ -248,7 +248,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """`residual += x` (in place, rounded to its dtype), then `rms_norm(residual)`: (normed, residual)."""
+        """`residual += x`, rounded to its dtype, then `rms_norm` of that: (normed, residual), maybe in place."""
 
     @abstractmethod
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -261,7 +261,7 @@ class Kernels(ABC):
     def add_layer_norm(
         self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """`residual += x` (in place, rounded to its dtype), then `layer_norm(residual)`: (normed, residual)."""
+        """As `add_rms_norm`, with `layer_norm`."""
 
     @abstractmethod
     def activate(self, x: Tensor, activation: str) -> Tensor:
@@ -287,8 +287,10 @@ class Kernels(ABC):
         head_size: int,
         interleaved: bool,
         offset: int = 0,
-    ) -> None:
-        """Rotate `query` `[tokens, heads * head_size]` and `key` `[tokens, heads * (head_size - offset)]` in place.
+    ) -> tuple[Tensor, Tensor]:
+        """Rotate `query` `[tokens, heads * head_size]` and `key` `[tokens, heads * (head_size - offset)]`.
+
+        The results may be the arguments, rotated in place: these are not to be used again.
 
         `positions` is int64 `[tokens]`; `cos_sin` float32 `[max_position, rotary_size]`, row p holding
         cos(p f_0) ... cos(p f_{r/2-1}), sin(p f_0) ... sin(p f_{r/2-1}). Of each head, `rotary_size` features

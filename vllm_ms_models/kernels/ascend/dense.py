@@ -150,11 +150,10 @@ class Dense:
         if 0 in x.shape:
             return x.copy(), residual
         if weight.shape[0] != x.shape[-1]:  # of each head: no operator adds first
-            self._ops.write_rows(residual, 0, residual + x)
-            return self.rms_norm(residual, weight, eps), residual
+            total = residual + x
+            return self.rms_norm(total, weight, eps), total
         normed, total = self._ops.add_rms_norm(x, residual, self.constant(weight, x.dtype), float(eps))
-        self._ops.write_rows(residual, 0, total)
-        return normed, residual
+        return normed, total
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         check(x)
@@ -190,7 +189,7 @@ class Dense:
         head_size: int,
         interleaved: bool,
         offset: int,
-    ) -> None:
+    ) -> tuple[Tensor, Tensor]:
         """The operator turns whole heads by halves: what turns is cut out, and put in that order if it is not."""
         check(query)
         size = cos_sin.shape[1]
@@ -198,7 +197,7 @@ class Dense:
             raise ValueError(f"{size} features from feature {offset} on cannot rotate in a head of {head_size}")
         tokens = positions.shape[0]
         if tokens == 0:
-            return
+            return query, key
         angles = self.constant(cos_sin, ms.float32)
         rows = self._ops.gather(angles, positions.astype(ms.int32)).astype(query.dtype)
         cos, sin = (mint.cat([half, half], -1) for half in mint.split(rows, size // 2, 1))
@@ -211,9 +210,11 @@ class Dense:
         rows_turned = self._ops.apply_rotary_pos_emb(
             *(_by_halves(heads, interleaved).view(tokens, -1) for heads in turning), cos, sin, lengths
         )
+        results = []
         for x, heads, start, turned in zip((query, key), whole, starts, rows_turned, strict=True):
             middle = _from_halves(turned.view(tokens, -1, size), interleaved)
-            self._ops.write_rows(x, 0, _replaced(heads, start, middle).view(x.shape))
+            results.append(_replaced(heads, start, middle).view(x.shape))
+        return results[0], results[1]
 
 
 def _by_halves(heads: Tensor, interleaved: bool) -> Tensor:

@@ -139,9 +139,8 @@ class AscendKernels(Kernels):
     def add_layer_norm(
         self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        if 0 not in x.shape:
-            self._ops.write_rows(residual, 0, residual + x)
-        return self.layer_norm(residual, weight, bias, eps), residual
+        total = residual + x
+        return self.layer_norm(total, weight, bias, eps), total
 
     def activate(self, x: Tensor, activation: str) -> Tensor:
         return self._dense.activate(x, activation)
@@ -162,8 +161,8 @@ class AscendKernels(Kernels):
         head_size: int,
         interleaved: bool,
         offset: int = 0,
-    ) -> None:
-        self._dense.rotary(query, key, positions, cos_sin, head_size, interleaved, offset)
+    ) -> tuple[Tensor, Tensor]:
+        return self._dense.rotary(query, key, positions, cos_sin, head_size, interleaved, offset)
 
     # --- attention ---------------------------------------------------------------------------------------------
 
