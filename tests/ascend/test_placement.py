@@ -15,6 +15,7 @@ from mindspore import Tensor
 from vllm import LLM, SamplingParams
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
+from tests.ascend.contract import Contract
 from tests.ascend.standin import StandIn
 from tests.checkpoints import checkpoint, random_prompts
 from tests.engines import engine
@@ -147,3 +148,16 @@ def test_candidates_are_those_that_vllm_keeps(standin: StandIn, rows: int, k: in
     assert np.array_equal(np.isfinite(left), torch.isfinite(want).numpy())
     assert np.array_equal(left, want.numpy())
     assert ids.dtype == ms.int64 and (np.diff(values.asnumpy()[:, :1]) <= 0).all()
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_calls_of_the_choice_are_well_formed(rows: int) -> None:
+    """MindSpore takes them; those that a CPU lacks the kernel of give zeros (tests/ascend/contract.py)."""
+    contract = Contract()
+    sampling = DeviceSampling(contract)
+    logits, ones = ms.mint.zeros((rows, 300)), ms.mint.ones(rows)
+    assert sampling.argmax(logits).shape == (rows,)
+    assert sampling.rows(logits, Tensor(np.zeros(3, np.int32))).shape == (3, 300)
+    ids, values = sampling.candidates(logits, ones, Tensor(np.full(rows, 7, np.int32)), ones * 0.5)
+    assert ids.shape == values.shape
+    assert {call[0] for call in contract.seen} == {"argmax", "gather", "sort", "softmax", "cumsum"}
