@@ -64,6 +64,8 @@ def test_elementwise(dtype: Any) -> None:
         close(ascend.activate(x, kind), reference.activate(x, kind), 4 * unit(dtype) * np.abs(wide(x)))
     close(ascend.rms_norm(x, gamma, 1e-6), reference.rms_norm(x, gamma, 1e-6))
     close(ascend.rms_norm(x, of_heads, 1e-6), reference.rms_norm(x, of_heads, 1e-6))
+    root = Tensor(np.full(96, 7.3 * 2.0**30, np.float32))  # as layers/scale.py multiplies
+    close(ascend.rms_norm(x, root, 2.0**60), reference.rms_norm(x, root, 2.0**60))
     close(ascend.layer_norm(x, gamma, beta, 1e-5), reference.layer_norm(x, gamma, beta, 1e-5))
     products = 4 * unit(dtype) * np.abs(wide(x) * wide(y))
     close(ascend.silu_and_mul(x, y), reference.silu_and_mul(x, y), products)
