@@ -26,7 +26,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], set[str], set[str]]]
         "mistral",
         {"head_dim": 32, "sliding_window": 24},
         {},
-        {"paged_attention", "flash_attention"},
+        {"paged_attention"},
         {"batch_matmul"},
     ),
     "llama, heads of 20": (
