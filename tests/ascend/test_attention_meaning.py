@@ -153,7 +153,7 @@ def test_padding_of_plain_caches(dtype: Any, options: dict[str, Any]) -> None:
     nowhere = Tensor(np.full(step.tokens + 2, -1))
     size, storage = options["size"], options.get("storage")
     x = [normal(rng, (step.tokens + 2, 2 * size), dtype) for _ in range(3)]
-    caches = []
+    caches: list[Tensor] = []
     for kernels in (ascend, reference):
         memory = np.zeros(kernels.cache_shape(step.blocks, BLOCK, 2, size, storage))
         cache = Tensor.from_numpy(memory.astype(np.int8 if storage else numpy_of(dtype)))

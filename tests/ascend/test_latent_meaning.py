@@ -28,8 +28,8 @@ class Layer:
     def cache(self, kernels: Kernels) -> Tensor:
         shape = kernels.latent_cache_shape(self.step.blocks, BLOCK, self.width)
         cache = Tensor.from_numpy(np.zeros(shape, numpy_of(self.dtype)))
-        kernels.write_latent(*self.old, cache, self.step.earlier)
-        kernels.write_latent(*self.new, cache, self.step.slots)
+        for (latent, key), slots in ((self.old, self.step.earlier), (self.new, self.step.slots)):
+            kernels.write_latent(latent, key, cache, slots)
         return cache
 
     def weights(self, kernels: Kernels) -> tuple[list[Weight], list[Weight]]:

@@ -82,7 +82,7 @@ class Attention:
         return step.fresh and fits and len(step.queries) <= FLASH_SEQUENCES
 
     def flash(
-        self, query: Tensor, key: Tensor, value: Tensor, step: Prepared, heads: int, scale: float, causal: bool
+        self, query: Tensor, key: Tensor, value: Tensor, step: Prepared, heads: int, scale: float, causal: bool = True
     ) -> Tensor:
         """Of sequences without context, whose positions are the rows of all three."""
         mask = self._triangle(query.dtype) if causal else None
