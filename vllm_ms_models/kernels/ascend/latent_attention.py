@@ -93,8 +93,8 @@ class LatentAttention:
             for weights in (keys, values)
         )
         key = mint.cat([key, mint.broadcast_to(turned, (rows, heads, width - rank))], -1)
-        padded = (_padded(x, size) for x in (query.view(rows, heads, -1), key, value))
-        result = self._attention.flash(*padded, step=step, heads=heads, scale=scale)
+        query, key, value = (_padded(x, size) for x in (query.view(rows, heads, -1), key, value))
+        result = self._attention.flash(query, key, value, step, heads, scale)
         own = mint.narrow(result.view(rows, heads, size), 2, 0, values[0].out_features)
         return own.contiguous().view(rows, -1)
 
