@@ -18,7 +18,10 @@ from vllm_ms_models.kernels.reference_memory import NUMPY, memory
 
 PRIMITIVES = {
     "matmul": "MatMul",
+    "batch_matmul": "BatchMatMul",
     "gather": "Gather",
+    "index_put": "InplaceIndexPut",
+    "tanh": "Tanh",
     "swiglu": "Swiglu",
     "silu": "SiLU",
     "gelu": "GeluExt",
@@ -147,6 +150,23 @@ def _gather(table: Tensor, rows: Tensor) -> list[Shape]:
     return [((rows.shape[0], table.shape[1]), table.dtype)]
 
 
+def _batch_matmul(x: Tensor, y: Tensor, transposed: bool) -> list[Shape]:
+    ask(x.dtype == y.dtype == ms.float32 and x.ndim == y.ndim == 3 and x.shape[0] == y.shape[0], "batches of float32")
+    taken, given = (2, 1) if transposed else (1, 2)
+    ask(x.shape[2] == y.shape[taken], "matrices that fit")
+    return _like(x, y.shape[given])
+
+
+def _index_put(target: Tensor, rows: Tensor, values: Tensor) -> list[Shape]:
+    ask(target.ndim == values.ndim == 2 and target.shape[1] == values.shape[1], "rows as wide as the target's")
+    ask(target.dtype == values.dtype, "index_put_: values of the target's dtype")
+    _vector(rows, values.shape[0], ms.int32, "rows")
+    numbers = rows.asnumpy()
+    ask(len(set(numbers.tolist())) == len(numbers), "index_put_: no row twice")
+    ask(bool((0 <= numbers).all() and (numbers < target.shape[0]).all()), "index_put_: rows that exist")
+    return []
+
+
 def _norm(x: Tensor, *parameters: Any) -> list[Shape]:
     for parameter in parameters[:-1]:
         _vector(parameter, x.shape[-1], x.dtype, "gamma or beta")
@@ -224,7 +244,7 @@ def _flash(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     query_lens: Tensor,
     key_lens: Tensor,
     heads: int,
@@ -233,8 +253,10 @@ def _flash(
     size = query.shape[1] // heads
     ask(size % 16 == 0 and size <= 512 and query.shape[1] == heads * size, "heads of multiples of 16, at most 512")
     ask(key.shape == value.shape and key.shape[1] % size == 0 and heads % (key.shape[1] // size) == 0, "heads that fit")
-    ask(key.shape[0] == query.shape[0] and query.dtype == key.dtype == value.dtype == mask.dtype, "rows alike")
-    ask(tuple(mask.shape) == (128, 128), "the mask is of 128 by 128")
+    ask(heads <= 256 and query_lens.shape[0] <= 2048, "at most 256 heads, and 2048 sequences")
+    ask(key.shape[0] == query.shape[0] and query.dtype == key.dtype == value.dtype, "rows alike")
+    if mask is not None:
+        ask(tuple(mask.shape) == (128, 128) and mask.dtype == query.dtype, "the mask is of 128 by 128")
     for lengths in (query_lens, key_lens):
         _vector(lengths, query_lens.shape[0], ms.int32, "lengths")
         ask(int(lengths.asnumpy().sum()) == query.shape[0], "lengths that sum to the rows")
@@ -267,9 +289,17 @@ def _of_rows(x: Tensor) -> list[Shape]:
     return _like(x)
 
 
+def _of_float32(x: Tensor) -> list[Shape]:
+    ask(x.dtype == ms.float32, "float32")
+    return _like(x)
+
+
 DOCUMENTED: dict[str, Callable[..., list[Shape]]] = {
     "matmul": _matmul,
+    "batch_matmul": _batch_matmul,
     "gather": _gather,
+    "index_put": _index_put,
+    "tanh": _of_float32,
     "swiglu": lambda x: _like(x, x.shape[-1] // 2),
     "silu": _like,
     "gelu": lambda x, approximate: _like(x),

@@ -39,6 +39,15 @@ class Meaning:
     def gather(self, table: Tensor, rows: Tensor) -> Tensor:
         return Tensor.from_numpy(array_of(table)[rows.asnumpy()])
 
+    def batch_matmul(self, x: Tensor, y: Tensor, transposed: bool) -> Tensor:
+        return tensor(wide(x) @ (wide(y).swapaxes(1, 2) if transposed else wide(y)), x.dtype)
+
+    def index_put(self, target: Tensor, rows: Tensor, values: Tensor) -> None:
+        writable(target)[rows.asnumpy()] = writable(values)
+
+    def tanh(self, x: Tensor) -> Tensor:
+        return tensor(np.tanh(wide(x)), x.dtype)
+
     def swiglu(self, x: Tensor) -> Tensor:
         gate, up = np.split(wide(x), 2, -1)
         return tensor(gate * sigmoid(gate) * up, x.dtype)
@@ -119,20 +128,22 @@ class Meaning:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         query_lens: Tensor,
         key_lens: Tensor,
         heads: int,
         scale: float,
     ) -> Tensor:
-        want = 1.0 if query.dtype == ms.bfloat16 else -10000.0
-        assert np.array_equal(wide(mask), np.triu(np.full((128, 128), want), 1)), "the mask is the triangle"
+        if mask is not None:
+            want = 1.0 if query.dtype == ms.bfloat16 else -10000.0
+            assert np.array_equal(wide(mask), np.triu(np.full((128, 128), want), 1)), "the mask is the triangle"
         size = query.shape[1] // heads
         rows, first = [], 0
         for count, length in zip(query_lens.asnumpy(), key_lens.asnumpy(), strict=True):
             assert count == length, "a sequence has context"
             q, k, v = (wide(x)[first : first + count].reshape(count, -1, size) for x in (query, key, value))
-            rows.append(attend(q, k, v, np.triu(np.full((count, count), -np.inf), 1), scale))
+            added = 0.0 if mask is None else np.triu(np.full((count, count), -np.inf), 1)
+            rows.append(attend(q, k, v, added, scale))
             first += int(count)
         return tensor(np.concatenate(rows), query.dtype)
 
@@ -166,6 +177,10 @@ class Meaning:
         undo = undo.astype(np.uint32).view(np.float32) if undo.dtype == np.int64 else undo
         undo = undo if token_scales is None else undo * token_scales.asnumpy()[:, None]
         return tensor(sums.astype(np.float32) * undo, dtype)
+
+
+def writable(x: Tensor) -> np.ndarray:
+    return memory(x, or_int8=True)
 
 
 def wide_part(cache: Tensor, blocks: np.ndarray) -> np.ndarray:

@@ -141,6 +141,10 @@ class Dense:
             raise ValueError(f"expected [..., {size}] or a multiple, got {x.shape}")
         if 0 in x.shape:
             return x.copy()
+        if eps > 1:  # more than RmsNorm is documented for: what layers/scale.py multiplies by
+            wide = x.reshape(-1, size).astype(ms.float32)
+            means = mint.mean(wide * wide, -1, True) + eps
+            return (wide * mint.rsqrt(means) * self.constant(weight, ms.float32)).astype(x.dtype).reshape(x.shape)
         return self._ops.rms_norm(x.reshape(-1, size), self.constant(weight, x.dtype), float(eps)).reshape(x.shape)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

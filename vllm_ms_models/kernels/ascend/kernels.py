@@ -5,11 +5,12 @@ from typing import Any, ClassVar, NoReturn
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, mint
+from mindspore import Tensor
 
 from vllm_ms_models.kernels import float8
-from vllm_ms_models.kernels.ascend import dense, operators, weights
-from vllm_ms_models.kernels.ascend.attention import Prepared, doubled_slots, half_blocks, triangle
+from vllm_ms_models.kernels.ascend import caches, dense, operators, weights
+from vllm_ms_models.kernels.ascend.attention import Attention
+from vllm_ms_models.kernels.ascend.latent_attention import LatentAttention
 from vllm_ms_models.kernels.ascend.sampling import DeviceSampling
 from vllm_ms_models.kernels.interface import Kernels, PagedSequences
 from vllm_ms_models.kernels.low_rank import Addend, LowRank
@@ -20,9 +21,7 @@ from vllm_ms_models.kernels.weight import Integers, Weight
 class AscendKernels(Kernels):
     """Kernels as calls of `operators`; see `Kernels` for what each method does, the package for what is missing.
 
-    `operators` is the module of that name or, in tests, an object with its functions. Attention is FlashAttentionScore
-    where no sequence has context and its keys were just written (`write_kv` keeps them until then), PagedAttention
-    otherwise.
+    `operators` is the module of that name or, in tests, an object with its functions.
     """
 
     name: ClassVar[str] = "ascend"
@@ -32,9 +31,8 @@ class AscendKernels(Kernels):
         self._ops = fused
         self._dense = dense.Dense(fused)
         self.sampling = DeviceSampling(fused)
-        self._prepared: Prepared | None = None
-        self._triangles: dict[ms.Type, Tensor] = {}
-        self._written: tuple[Tensor, Tensor, Tensor] | None = None  # a cache and what was last written to it
+        self._attention = Attention(fused, self._dense)
+        self._latent = LatentAttention(fused, self._dense, self._attention)
 
     def describe(self) -> str:
         return "Ascend (fused operators; not run on hardware)"
@@ -169,23 +167,11 @@ class AscendKernels(Kernels):
     def cache_shape(
         self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, storage: ms.Type | None = None
     ) -> tuple[int, int, int, int, int]:
-        """A block's keys, then its values, position by position; see `attention` for the operators' views of it."""
-        if storage == ms.int8:
-            _missing("a KV cache of int8")
-        if block_size % 16 or head_size % 16:
-            raise ValueError(f"blocks of {block_size} and heads of {head_size} are not both multiples of 16")
-        return num_blocks, 2, block_size, num_kv_heads, head_size
+        """A block's keys, then its values, position by position; see `caches`."""
+        return caches.shape(num_blocks, block_size, num_kv_heads, head_size, storage)
 
     def write_kv(self, key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:
-        dense.check(key)
-        if key.dtype != cache.dtype:
-            raise ValueError(f"the keys are {key.dtype}, the cache is {cache.dtype}")
-        if key.shape[0] == 0:
-            return
-        key, value = key.contiguous(), value.contiguous()
-        keys, values = half_blocks(cache)
-        self._ops.reshape_and_cache(key, value, keys, values, doubled_slots(slots, cache.shape[2]))
-        self._written = cache, key, value
+        self._attention.write(key, value, cache, slots)
 
     def paged_attention(
         self,
@@ -198,84 +184,20 @@ class AscendKernels(Kernels):
         causal: bool = True,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        dense.check(query)
-        asked = {"sliding windows": window, "soft caps": soft_cap, "sinks": sinks}
-        for what, value in asked.items():
-            if value is not None:
-                _missing(what)
-        if not causal:
-            _missing("attention in both directions")
-        written, self._written = self._written, None
-        step = self._prepare(sequences)
-        if step.rows == 0:
-            return query.copy()
-        heads = query.shape[1] // cache.shape[4]
-        rows = query[: step.rows].contiguous()
-        if step.fresh and written is not None and written[0] is cache and written[1].shape[0] >= step.rows:
-            key, value = (x[: step.rows].contiguous() for x in written[1:])
-            mask = self._triangle(query.dtype)
-            result = self._ops.flash_attention(
-                rows, key, value, mask, step.query_lens, step.seq_lens, heads, float(scale)
-            )
-        else:
-            keys, values = half_blocks(cache)
-            result = self._attend(rows, keys, values, step.doubled_tables, step, heads, cache.shape[3], scale)
-        return _with_rows(result, query.shape[0])
-
-    def _attend(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        tables: Tensor,
-        step: Prepared,
-        heads: int,
-        kv_heads: int,
-        scale: float,
-        mla_v_dim: int = 0,
-    ) -> Tensor:
-        query_lens = None if step.decoding else step.query_lens
-        mask = step.mask(query.dtype, self._ops)
-        return self._ops.paged_attention(
-            query, keys, values, tables, step.seq_lens, mask, query_lens, heads, kv_heads, float(scale), mla_v_dim
-        )
-
-    def _prepare(self, sequences: PagedSequences) -> Prepared:
-        """All layers of a step pass the same object, so what is made of it is made once."""
-        if self._prepared is None or self._prepared.sequences is not sequences:
-            self._prepared = Prepared.of(sequences, self._ops)
-        return self._prepared
-
-    def _triangle(self, dtype: ms.Type) -> Tensor:
-        if dtype not in self._triangles:
-            self._triangles[dtype] = self._ops.to_device(triangle(dtype))
-        return self._triangles[dtype]
+        return self._attention.attend(query, cache, sequences, scale, window, soft_cap, causal, sinks)
 
     # --- multi-head latent attention ---------------------------------------------------------------------------
 
     def latent_cache_shape(self, num_blocks: int, block_size: int, width: int) -> tuple[int, int, int]:
-        if block_size % 16:
-            raise ValueError(f"blocks of {block_size} are not multiples of 16")
-        return num_blocks, block_size, width
+        return self._latent.cache_shape(num_blocks, block_size, width)
 
     def write_latent(self, latent: Tensor, key: Tensor, cache: Tensor, slots: Tensor) -> None:
-        dense.check(latent)
-        if latent.shape[0] > 0:
-            rows = mint.cat([latent, key], -1)
-            self._ops.reshape_and_cache(rows, None, _one_head(cache), None, slots.astype(ms.int32))
+        self._latent.write(latent, key, cache, slots)
 
     def mla_attention(
         self, query: Tensor, cache: Tensor, sequences: PagedSequences, scale: float, value_size: int
     ) -> Tensor:
-        dense.check(query)
-        heads = query.shape[1] // cache.shape[2]
-        step = self._prepare(sequences)
-        if step.rows == 0:
-            return mint.zeros((query.shape[0], heads * value_size), dtype=query.dtype)
-        rows = query[: step.rows].contiguous()
-        one = _one_head(cache)
-        result = self._attend(rows, one, one, step.block_tables, step, heads, 1, scale, value_size)
-        return _with_rows(result, query.shape[0])
+        return self._latent.attend(query, cache, sequences, scale, value_size)
 
     def mla_prefill(
         self,
@@ -286,23 +208,7 @@ class AscendKernels(Kernels):
         values: Sequence[Weight],
         scale: float,
     ) -> Tensor:
-        """By absorbing `keys` into the query: nothing is expanded here, which is right, but not the quickest."""
-        rank = keys[0].in_features
-        transposed = [mint.permute(weight.data, (1, 0)).contiguous() for weight in keys]
-        absorbed = self._dense.linear_heads(query, transposed, cache.shape[2] - rank)
-        means = self.mla_attention(absorbed, cache, sequences, scale, rank)
-        return self.linear_heads(means, values)
-
-
-def _one_head(cache: Tensor) -> Tensor:
-    """A cache of latents as keys of one head."""
-    return cache.view(*cache.shape[:2], 1, cache.shape[2])
-
-
-def _with_rows(x: Tensor, rows: int) -> Tensor:
-    """`x` with as many rows; those that belong to no sequence are 0."""
-    missing = rows - x.shape[0]
-    return mint.cat([x, mint.zeros((missing, x.shape[1]), dtype=x.dtype)]) if missing else x
+        return self._latent.prefill(query, cache, sequences, keys, values, scale)
 
 
 def _no_addend(addend: Addend | None) -> None:

@@ -60,6 +60,21 @@ def gather(table: Tensor, rows: Tensor) -> Tensor:
     return _primitive("Gather")(table, rows, 0)
 
 
+def batch_matmul(x: Tensor, y: Tensor, transposed: bool) -> Tensor:
+    """Float32 `[n, rows, in]` and `[n, in, out]`, or `[n, out, in]` if `transposed`: `[n, rows, out]`."""
+    return _primitive("BatchMatMul", False, transposed)(x, y)
+
+
+def index_put(target: Tensor, rows: Tensor, values: Tensor) -> None:
+    """`target[rows] = values`, of int8 too; no row twice."""
+    _primitive("InplaceIndexPut")(target, (rows,), values, False)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """Of float32."""
+    return _primitive("Tanh")(x)
+
+
 def swiglu(x: Tensor) -> Tensor:
     """`[tokens, 2 n]` -> `[tokens, n]`: silu of the first half times the second."""
     return _primitive("Swiglu")(x, -1)
@@ -152,15 +167,16 @@ def flash_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     query_lens: Tensor,
     key_lens: Tensor,
     heads: int,
     scale: float,
 ) -> Tensor:
-    """Causal attention within sequences that lie one behind the other in `query` and `key` (layout "TH").
+    """Attention within sequences that lie one behind the other in `query` and `key` (layout "TH").
 
-    `mask` is `attention.triangle`; the lengths are those of each sequence, not their sums.
+    `mask` is `prepared.triangle` for causal attention; without one, nothing is masked (`sparse_mode` 0). The lengths
+    are those of each sequence, not their sums.
     """
     attend = _primitive("FlashAttentionScore", heads, scale_value=scale, input_layout="TH")
     return attend(query, key, value, None, None, None, mask, None, query_lens, key_lens)[3]

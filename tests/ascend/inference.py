@@ -1,0 +1,62 @@
+"""What MindSpore infers of an operator's results when it compiles a graph, and the calls to ask it about."""
+
+from typing import Any
+
+import mindspore as ms
+import pytest
+
+from tests.ascend.contract import Contract
+from vllm_ms_models.kernels.ascend import operators
+
+
+def inferred(primitive: Any, arguments: tuple[Any, ...], results: int) -> list[tuple[tuple[int, ...], Any]]:
+    """Shapes and dtypes of a primitive's results: constants of the graph, so no kernel is asked for."""
+
+    def shapes(*inputs: Any) -> Any:
+        found = primitive(*inputs)
+        return found.shape, found.dtype
+
+    def of_each(*inputs: Any) -> Any:
+        found = primitive(*inputs)
+        return tuple([(found[i].shape, found[i].dtype) for i in range(results)])
+
+    if results == 1:
+        return [ms.jit(shapes)(*arguments)]
+    return list(ms.jit(of_each)(*arguments))
+
+
+class Recorder(Contract):
+    """Keeps the primitive and arguments of each call, and what the contract gave for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.made: list[tuple[str, Any, tuple[Any, ...]]] = []
+        self.records: list[tuple[str, Any, tuple[Any, ...], Any]] = []
+        make = operators._primitive
+
+        def remember(name: str, *arguments: Any, **options: Any) -> Any:
+            primitive = make(name, *arguments, **options)
+
+            def call(*inputs: Any) -> Any:
+                self.made.append((name, primitive, inputs))
+                return primitive(*inputs)
+
+            return call
+
+        monkeypatch.setattr(operators, "_primitive", remember)
+
+    def _check(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        results = super()._check(name, arguments)
+        self.records.append((*self.made[-1], results))
+        return results
+
+
+# Results of the operators that have several, and which of them the back end uses.
+RESULTS = {
+    "RmsNorm": (2, (0,)),
+    "AddRmsNorm": (3, (0, 2)),
+    "LayerNormExt": (3, (0,)),
+    "ApplyRotaryPosEmb": (2, (0, 1)),
+    "FlashAttentionScore": (4, (3,)),
+    "DynamicQuantExt": (2, (0, 1)),
+}
