@@ -11,36 +11,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from tests.ascend.standin import StandIn, wide
+from tests.ascend.arrays import wide
+from tests.ascend.comparing import DTYPES, both, close, exact, unit
 from tests.ascend.steps import BLOCK, STEPS, normal, numpy_of, step_of, weight_of
 from vllm_ms_models.kernels import Integers, Kernels, Weight
-from vllm_ms_models.kernels.ascend import AscendKernels
-from vllm_ms_models.kernels.reference import ReferenceKernels
-
-DTYPES = pytest.mark.parametrize("dtype", (ms.float16, ms.bfloat16), ids=str)
-FLOAT32 = 1e-5  # of sums of a few hundred float32 numbers about 1 in other orders
-
-
-def unit(dtype: Any) -> float:
-    return 2.0**-8 if dtype == ms.bfloat16 else 2.0**-11
-
-
-def both() -> tuple[AscendKernels, ReferenceKernels, StandIn]:
-    standin = StandIn()
-    return AscendKernels(standin), ReferenceKernels(), standin
-
-
-def close(got: Tensor, want: Tensor, allowed: Any = 0.0) -> None:
-    """Up to `allowed` and a rounding on each side."""
-    assert got.shape == want.shape and got.dtype == want.dtype
-    error = np.abs(wide(got) - wide(want))
-    limit = 2 * unit(want.dtype) * np.abs(wide(want)) + FLOAT32 + allowed
-    assert (error <= limit).all(), f"off by {(error / limit).max():.3g} times what is allowed"
-
-
-def exact(values: np.ndarray, dtype: Any) -> Tensor:
-    """Float32 values that `dtype` holds."""
-    return Tensor(values.astype(numpy_of(dtype)).astype(np.float32))
 
 
 @DTYPES

@@ -19,9 +19,11 @@ from vllm_ms_models.kernels.ascend import AscendKernels
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"head_dim": 32, "num_key_value_heads": 2},
     "qwen3": {"head_dim": 32, "num_key_value_heads": 2},
-    "deepseek_v3": DEEPSEEK | {"first_k_dense_replace": 99},
+    "deepseek_v3": DEEPSEEK,
+    "qwen3_moe": {"head_dim": 32, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
 }
 TOKENS = 4
+QUICK = ("llama", "deepseek_v3")
 
 
 def logprobs(folder: Any, dtype: str, env: dict[str, str]) -> list[tuple[list[int], np.ndarray]]:
@@ -39,7 +41,9 @@ def logprobs(folder: Any, dtype: str, env: dict[str, str]) -> list[tuple[list[in
     return found
 
 
-@pytest.mark.parametrize("family", ["llama", pytest.param("qwen3", marks=pytest.mark.slow), "deepseek_v3"])
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+)
 def test_a_model_is_as_near_to_float32_as_the_reference(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoint(family, dtype=torch.bfloat16, **FAMILIES[family])
     exact = logprobs(folder, "float32", {"VLLM_MS_KERNELS": "reference"})
@@ -59,4 +63,5 @@ def test_a_model_is_as_near_to_float32_as_the_reference(family: str, monkeypatch
     assert errors[1] <= 2 * errors[0]
     used = {"reshape_and_cache", "paged_attention", "apply_rotary_pos_emb", "add_rms_norm", "swiglu", "gather"}
     assert used <= set(standin.called)
+    assert ("grouped_matmul" in standin.called) == (family in ("deepseek_v3", "qwen3_moe"))
     assert ("flash_attention" in standin.called) == (family != "deepseek_v3")

@@ -12,10 +12,10 @@ bridge would have to bind keys and values as two halves, `[2, blocks, ...]`, and
 from dataclasses import dataclass, field
 
 import mindspore as ms
-import ml_dtypes
 import numpy as np
 from mindspore import Tensor, mint
 
+from vllm_ms_models.kernels.ascend import dtypes
 from vllm_ms_models.kernels.interface import PagedSequences
 
 MASK_SIZE = 128  # of the triangle that FlashAttentionScore repeats along the diagonal
@@ -95,4 +95,4 @@ def _int32(values: np.ndarray) -> Tensor:
 
 
 def _tensor(values: np.ndarray, dtype: ms.Type) -> Tensor:
-    return Tensor.from_numpy(values.astype(ml_dtypes.bfloat16 if dtype == ms.bfloat16 else np.float16))
+    return dtypes.tensor(values, dtype)
