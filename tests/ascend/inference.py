@@ -9,8 +9,11 @@ from tests.ascend.contract import Contract
 from vllm_ms_models.kernels.ascend import operators
 
 
-def inferred(primitive: Any, arguments: tuple[Any, ...], results: int) -> list[tuple[tuple[int, ...], Any]]:
-    """Shapes and dtypes of a primitive's results: constants of the graph, so no kernel is asked for."""
+def inferred(primitive: Any, arguments: tuple[Any, ...], results: int | None) -> list[tuple[tuple[int, ...], Any]]:
+    """Shapes and dtypes of a primitive's results: constants of the graph, so no kernel is asked for.
+
+    `results` is their number if they are in a tuple.
+    """
 
     def shapes(*inputs: Any) -> Any:
         found = primitive(*inputs)
@@ -18,9 +21,11 @@ def inferred(primitive: Any, arguments: tuple[Any, ...], results: int) -> list[t
 
     def of_each(*inputs: Any) -> Any:
         found = primitive(*inputs)
-        return tuple([(found[i].shape, found[i].dtype) for i in range(results)])
+        return tuple([(found[i].shape, found[i].dtype) for i in range(results or 0)])
 
-    if results == 1:
+    # A graph takes tuples where the operator takes lists, too.
+    arguments = tuple(tuple(each) if isinstance(each, list) else each for each in arguments)
+    if results is None:
         return [ms.jit(shapes)(*arguments)]
     return list(ms.jit(of_each)(*arguments))
 
@@ -59,4 +64,10 @@ RESULTS = {
     "ApplyRotaryPosEmb": (2, (0, 1)),
     "FlashAttentionScore": (4, (3,)),
     "DynamicQuantExt": (2, (0, 1)),
+    "MoeGatingTopKSoftmax": (3, (0, 1)),
+    "FusedAddTopKDiv": (2, (0, 1)),
+    "TopkExt": (2, (0, 1)),
+    "SortExt": (2, (0,)),
+    "MoeInitRoutingV2": (4, (0, 1, 2)),
+    "GroupedMatmulV4": (1, (0,)),
 }

@@ -160,4 +160,4 @@ def test_calls_of_the_choice_are_well_formed(rows: int) -> None:
     assert sampling.rows(logits, Tensor(np.zeros(3, np.int32))).shape == (3, 300)
     ids, values = sampling.candidates(logits, ones, Tensor(np.full(rows, 7, np.int32)), ones * 0.5)
     assert ids.shape == values.shape
-    assert {call[0] for call in contract.seen} == {"argmax", "gather", "sort", "softmax", "cumsum"}
+    assert {call[0] for call in contract.seen} == {"argmax", "gather", "sort_rows", "softmax", "cumsum"}
