@@ -159,7 +159,7 @@ def flash_attention(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Resu
     got = ops.flash_attention(query, key, value, triangle(dtype), int32(lengths), int32(lengths), HEADS, SIZE**-0.5)
     parts = []
     for rows in (slice(0, 5), slice(5, 155)):
-        mine = (x[rows].reshape(rows.stop - rows.start, -1, SIZE) for x in (q, k, v))
-        parts.append(attend(*mine, SIZE**-0.5))
+        a, b, c = (x[rows].reshape(rows.stop - rows.start, -1, SIZE) for x in (q, k, v))
+        parts.append(attend(a, b, c, SIZE**-0.5))
     want, terms = (np.concatenate(x) for x in zip(*parts, strict=True))
     return [Result(got, want, terms)]
