@@ -14,7 +14,8 @@ DEMO = Path(__file__).parent / "demo" / "checkpoint"
 VOCABULARY = 1024  # of the demo's tokenizer, which the tiny checkpoint gets as well
 LENGTHS = (1, 7, 130, 300)  # of the prompts: one token, short, across a block of 128, in two parts beside others
 TOKENS = 16  # generated for each
-# How far log-probabilities in bfloat16 may be apart: see tests/ascend/test_smoke_script.py, which measures it.
+# How far log-probabilities may be apart. In bfloat16, those of this package's other kernels on a CPU are 0.03 from each
+# other's for the tiny checkpoint, 0.04 on two ranks, and 0.1 in W8A8, where a rounding of an activation may fall otherwise.
 ALLOWED = 0.25
 
 

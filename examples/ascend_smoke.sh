@@ -17,10 +17,10 @@ export LC_ALL=C HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 TQDM_DISABLE=1
 unset PYTHONDONTWRITEBYTECODE
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
-readonly here helper="$here/ascend_smoke.py" skipped=77 lines_of_a_log=40
+readonly here helper="$here/ascend_smoke.py" skipped=77 lines_of_a_log=90
 readonly steps=(environment device operators checkpoint serve-cpu serve-ascend two-devices w8a8 timing)
 only="" model="" report=ascend_report.txt work="" start_timeout=900
-child="" server="" port="" failed=0 keep_work=yes
+child="" server="" port="" devices=0 failed=0 keep_work=yes
 
 say() { printf '%s\n' "$*"; }
 refuse() {
@@ -166,13 +166,14 @@ serve_and_ask() {
 # --- steps ---------------------------------------------------------------------------------------------------------
 # A step returns 0 (PASS), 77 (SKIP; the last line it said is why) or anything else (FAIL).
 
-# ASCEND_SMOKE_DEVICES, for the script's own test, says how many there would be.
-devices() {
-  if [ -n "${ASCEND_SMOKE_DEVICES:-}" ]; then say "$ASCEND_SMOKE_DEVICES"; else compgen -G '/dev/davinci[0-9]*' | wc -l; fi
+# How many Ascend devices a server may use here; ASCEND_SMOKE_DEVICES is for the script's own test.
+count_devices() {
+  devices=${ASCEND_SMOKE_DEVICES:-$(python -c 'from vllm_ms_models import devices; print(len(devices.visible()))' 2>/dev/null)}
+  devices=${devices:-0}
 }
 
 needs_devices() {
-  [ "$(devices)" -ge "$1" ] && return
+  [ "$devices" -ge "$1" ] && return
   if [ "$1" -eq 1 ]; then say "this host has no Ascend device"; else say "this host has no $1 Ascend devices"; fi
   return "$skipped"
 }
@@ -272,6 +273,11 @@ step_timing() {
 
 # --- report --------------------------------------------------------------------------------------------------------
 
+# why LOG: the last error that Python raised in it, or else the last line.
+why() {
+  grep -E '^[A-Za-z_.]*(Error|Exception): ' "$1" | tail -n 1 | grep . || grep . "$1" | tail -n 1
+}
+
 # run_step NAME: its line on the terminal, and its part of the report.
 run_step() {
   local name=$1 log="$work/$1.log" begin=$SECONDS code status reason=""
@@ -284,7 +290,7 @@ run_step() {
     "$skipped") status=SKIP ;;
     *) status=FAIL failed=1 ;;
   esac
-  [ "$status" = PASS ] || reason=" ($(tail -n 1 "$log" | python "$helper" hide | cut -c 1-160))"
+  [ "$status" = PASS ] || reason=" ($(why "$log" | python "$helper" hide | cut -c 1-160))"
   say "$status  $name$reason, $((SECONDS - begin)) s" | tee -a "$work/summary"
   {
     printf '\n=== %s: %s\n' "$name" "$status"
@@ -294,7 +300,7 @@ run_step() {
 
 write_report() {
   {
-    say "vllm-ms-models on Ascend, $(date -u '+%Y-%m-%d %H:%M') UTC, $(devices) devices"
+    say "vllm-ms-models on Ascend, $(date -u '+%Y-%m-%d %H:%M') UTC, Ascend devices: $devices"
     cat "$work/summary" "$work/details" 2>/dev/null
   } | python "$helper" hide >"$report"
 }
@@ -310,6 +316,7 @@ main() {
   : >"$report" || refuse "--report $report cannot be written."
   trap clean_up EXIT
   trap 'write_report; exit 130' INT TERM
+  count_devices
   for name in "${steps[@]}"; do run_step "$name"; done
   write_report
   say "report: $report"

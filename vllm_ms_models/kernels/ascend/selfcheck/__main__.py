@@ -2,8 +2,8 @@
 
 import argparse
 from collections import Counter
-from pathlib import Path
 
+from vllm_ms_models import devices
 from vllm_ms_models.kernels.ascend.selfcheck.process import Process
 from vllm_ms_models.kernels.ascend.selfcheck.runs import BAD, checks, run
 
@@ -24,7 +24,7 @@ def main() -> int:
     options = parser.parse_args()
     device = options.device
     if device == "auto":
-        device = "ascend" if any(Path("/dev").glob("davinci[0-9]*")) else "cpu"
+        device = "ascend" if devices.visible() else "cpu"
     if options.first is not None:
         run(device, options.only, options.first)
         return 0

@@ -1,26 +1,21 @@
 """Rotation, caches and attention on tiny inputs, and in NumPy what they mean. **Not run on hardware.**"""
 
-from typing import Any
-
 import numpy as np
-from mindspore import Tensor
 
 from vllm_ms_models.kernels.ascend.attention import MASKED, doubled_slots, half_blocks, triangle
-from vllm_ms_models.kernels.ascend.selfcheck.cases import NUMPY, Result, case, floats, int32, on_device
+from vllm_ms_models.kernels.ascend.selfcheck.cases import Given, Result, case
 
 BLOCK = 128  # positions of a block of the caches
 HEADS, KV_HEADS, SIZE = 4, 2, 64
 
 
 @case("apply_rotary_pos_emb")
-def rotary(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
-    angles = rng.uniform(0, 6, (5, SIZE // 2))
-    cos, sin = (np.tile(f(angles), 2).astype(NUMPY[dtype]) for f in (np.cos, np.sin))
-    inputs = [floats(rng, (5, heads * SIZE), dtype) for heads in (HEADS, KV_HEADS)]
-    lengths = int32([2, 3])
-    turned = ops.apply_rotary_pos_emb(
-        inputs[0][0], inputs[1][0], Tensor.from_numpy(cos), Tensor.from_numpy(sin), lengths
-    )
+def rotary(given: Given) -> list[Result]:
+    angles = given.rng.uniform(0, 6, (5, SIZE // 2))
+    cos, sin = (given.rounded(np.tile(f(angles), 2)) for f in (np.cos, np.sin))
+    inputs = [given.floats(5, heads * SIZE) for heads in (HEADS, KV_HEADS)]
+    lengths = given.int32([2, 3])
+    turned = given.ops.apply_rotary_pos_emb(inputs[0][0], inputs[1][0], given.place(cos), given.place(sin), lengths)
     results = []
     c, s = cos.astype(np.float64)[:, None], sin.astype(np.float64)[:, None]
     for got, (_, values) in zip(turned, inputs, strict=True):
@@ -33,11 +28,11 @@ def rotary(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
 
 
 @case("reshape_and_cache", "a slot of -1 is skipped")
-def reshape_and_cache(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
+def reshape_and_cache(given: Given) -> list[Result]:
     slots = [130, 3, -1, 255]
-    inputs = [floats(rng, (4, KV_HEADS * SIZE), dtype) for _ in range(2)]
-    caches = [on_device(np.zeros((2, BLOCK, KV_HEADS, SIZE)), dtype) for _ in range(2)]
-    ops.reshape_and_cache(inputs[0][0], inputs[1][0], caches[0], caches[1], int32(slots))
+    inputs = [given.floats(4, KV_HEADS * SIZE) for _ in range(2)]
+    caches = [given.zeros(2, BLOCK, KV_HEADS, SIZE) for _ in range(2)]
+    given.ops.reshape_and_cache(inputs[0][0], inputs[1][0], caches[0], caches[1], given.int32(slots))
     wanted = [np.zeros((2 * BLOCK, KV_HEADS * SIZE)) for _ in range(2)]
     for want, (_, values) in zip(wanted, inputs, strict=True):
         want[[130, 3, 255]] = values[[0, 1, 3]]
@@ -45,22 +40,22 @@ def reshape_and_cache(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Re
 
 
 @case("reshape_and_cache", "keys without values")
-def keys_only(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
-    keys, values = floats(rng, (2, 576), dtype)
-    cache = on_device(np.zeros((2, BLOCK, 1, 576)), dtype)
-    ops.reshape_and_cache(keys, None, cache, None, int32([200, 1]))
+def keys_only(given: Given) -> list[Result]:
+    keys, values = given.floats(2, 576)
+    cache = given.zeros(2, BLOCK, 1, 576)
+    given.ops.reshape_and_cache(keys, None, cache, None, given.int32([200, 1]))
     want = np.zeros((2 * BLOCK, 576))
     want[[200, 1]] = values
     return [Result(cache, want.reshape(cache.shape))]
 
 
 @case("reshape_and_cache", "keys and values as views of one cache")
-def into_views(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
+def into_views(given: Given) -> list[Result]:
     slots = np.array([130, 3, 255])
-    inputs = [floats(rng, (3, KV_HEADS * SIZE), dtype) for _ in range(2)]
-    cache = on_device(np.zeros((2, 2, BLOCK, KV_HEADS, SIZE)), dtype)
+    inputs = [given.floats(3, KV_HEADS * SIZE) for _ in range(2)]
+    cache = given.zeros(2, 2, BLOCK, KV_HEADS, SIZE)
     keys, values = half_blocks(cache)
-    ops.reshape_and_cache(inputs[0][0], inputs[1][0], keys, values, doubled_slots(int32(slots), BLOCK))
+    given.ops.reshape_and_cache(inputs[0][0], inputs[1][0], keys, values, doubled_slots(given.int32(slots), BLOCK))
     want = np.zeros((2, 2, BLOCK, KV_HEADS * SIZE))
     for part, (_, new) in enumerate(inputs):
         want[slots // BLOCK, part, slots % BLOCK] = new
@@ -82,30 +77,28 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> tuple[n
     return want, terms * spread
 
 
-def _paged(
-    ops: Any, dtype: Any, rng: np.random.Generator, queries: list[int], lengths: list[int], views: bool
-) -> list[Result]:
+def _paged(given: Given, queries: list[int], lengths: list[int], views: bool) -> list[Result]:
     """PagedAttention of sequences whose blocks lie in any order; with several rows of one, under a mask."""
     tables = np.array([[3, 1], [0, 4]])
-    values = rng.normal(size=(5, 2, BLOCK, KV_HEADS, SIZE)).astype(NUMPY[dtype])
-    query, q = floats(rng, (sum(queries), HEADS * SIZE), dtype)
+    values = given.rounded(given.rng.normal(size=(5, 2, BLOCK, KV_HEADS, SIZE)))
+    query, q = given.floats(sum(queries), HEADS * SIZE)
     if views:
-        keys, rest = half_blocks(on_device(values, dtype))
+        keys, rest = half_blocks(given.place(values))
     else:
-        keys, rest = (on_device(np.ascontiguousarray(values[:, part]), dtype) for part in range(2))
+        keys, rest = (given.place(values[:, part]) for part in range(2))
     mask = None
     positions = np.concatenate([np.arange(n - m, n) for m, n in zip(queries, lengths, strict=True)])
     if max(queries) > 1:
         added = np.where(np.arange(max(lengths)) > positions[:, None], np.float32(MASKED), np.float32(0))
-        mask = Tensor.from_numpy(added.astype(NUMPY[dtype]))
-    got = ops.paged_attention(
+        mask = given.place(given.rounded(added))
+    got = given.ops.paged_attention(
         query,
         keys,
         rest,
-        int32(tables * 2 if views else tables),
-        int32(lengths),
+        given.int32(tables * 2 if views else tables),
+        given.int32(lengths),
         mask,
-        None if mask is None else int32(queries),
+        None if mask is None else given.int32(queries),
         HEADS,
         KV_HEADS,
         SIZE**-0.5,
@@ -121,27 +114,29 @@ def _paged(
 
 
 @case("paged_attention", "decoding")
-def decoding(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
-    return _paged(ops, dtype, rng, [1, 1], [200, 7], views=False)
+def decoding(given: Given) -> list[Result]:
+    return _paged(given, [1, 1], [200, 7], views=False)
 
 
 @case("paged_attention", "decoding, views of one cache")
-def decoding_views(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
-    return _paged(ops, dtype, rng, [1, 1], [200, 7], views=True)
+def decoding_views(given: Given) -> list[Result]:
+    return _paged(given, [1, 1], [200, 7], views=True)
 
 
 @case("paged_attention", "several rows of a sequence")
-def chunks(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
-    return _paged(ops, dtype, rng, [5, 1], [140, 60], views=False)
+def chunks(given: Given) -> list[Result]:
+    return _paged(given, [5, 1], [140, 60], views=False)
 
 
 @case("paged_attention", "latents: values within their keys")
-def latents(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
+def latents(given: Given) -> list[Result]:
     heads, width, rank, scale = 16, 576, 512, 0.05
-    values = rng.normal(size=(3, BLOCK, 1, width)).astype(NUMPY[dtype])
-    query, q = floats(rng, (2, heads * width), dtype)
-    cache, tables, lengths = on_device(values, dtype), np.array([[2, 0], [1, 0]]), [150, 9]
-    got = ops.paged_attention(query, cache, cache, int32(tables), int32(lengths), None, None, heads, 1, scale, rank)
+    values = given.rounded(given.rng.normal(size=(3, BLOCK, 1, width)))
+    query, q = given.floats(2, heads * width)
+    cache, tables, lengths = given.place(values), np.array([[2, 0], [1, 0]]), [150, 9]
+    got = given.ops.paged_attention(
+        query, cache, cache, given.int32(tables), given.int32(lengths), None, None, heads, 1, scale, rank
+    )
     parts = []
     for row, (table, length) in enumerate(zip(tables, lengths, strict=True)):
         k = values[table].reshape(-1, 1, width)[:length].astype(np.float64)
@@ -151,12 +146,21 @@ def latents(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
 
 
 @case("flash_attention")
-def flash_attention(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
+def flash_attention(given: Given) -> list[Result]:
     lengths = [5, 150]  # beyond the mask's 128, too
     (query, q), (key, k), (value, v) = (
-        floats(rng, (sum(lengths), heads * SIZE), dtype) for heads in (HEADS, KV_HEADS, KV_HEADS)
+        given.floats(sum(lengths), heads * SIZE) for heads in (HEADS, KV_HEADS, KV_HEADS)
     )
-    got = ops.flash_attention(query, key, value, triangle(dtype), int32(lengths), int32(lengths), HEADS, SIZE**-0.5)
+    got = given.ops.flash_attention(
+        query,
+        key,
+        value,
+        given.ops.to_device(triangle(given.dtype)),
+        given.int32(lengths),
+        given.int32(lengths),
+        HEADS,
+        SIZE**-0.5,
+    )
     parts = []
     for rows in (slice(0, 5), slice(5, 155)):
         a, b, c = (x[rows].reshape(rows.stop - rows.start, -1, SIZE) for x in (q, k, v))

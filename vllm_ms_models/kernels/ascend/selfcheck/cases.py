@@ -11,10 +11,42 @@ from typing import Any
 import mindspore as ms
 import ml_dtypes
 import numpy as np
-from mindspore import Tensor, mint
+from mindspore import Tensor
 
 UNITS = {ms.float16: 2.0**-11, ms.bfloat16: 2.0**-8, ms.float32: 2.0**-24}  # the largest relative error of a rounding
-NUMPY = {ms.float16: np.dtype(np.float16), ms.bfloat16: np.dtype(ml_dtypes.bfloat16)}
+NUMPY = {
+    ms.float16: np.dtype(np.float16),
+    ms.bfloat16: np.dtype(ml_dtypes.bfloat16),
+    ms.float32: np.dtype(np.float32),
+}
+HALVES = (ms.float16, ms.bfloat16)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a case runs on: `ops` has the functions of `operators`."""
+
+    ops: Any
+    dtype: Any
+    rng: np.random.Generator
+
+    def place(self, values: np.ndarray) -> Tensor:
+        """On the device, in the array's dtype."""
+        return self.ops.to_device(Tensor.from_numpy(np.ascontiguousarray(values)))
+
+    def rounded(self, values: np.ndarray) -> np.ndarray:
+        return values.astype(NUMPY[self.dtype])
+
+    def floats(self, *shape: int) -> tuple[Tensor, np.ndarray]:
+        """Normally distributed numbers, as a tensor and in float64."""
+        values = self.rounded(self.rng.normal(size=shape))
+        return self.place(values), values.astype(np.float64)
+
+    def zeros(self, *shape: int) -> Tensor:
+        return self.place(np.zeros(shape, NUMPY[self.dtype]))
+
+    def int32(self, values: Any) -> Tensor:
+        return self.place(np.array(values, np.int32))
 
 
 @dataclass(frozen=True)
@@ -27,9 +59,10 @@ class Result:
     slack: float = 0.0
     unit: float | None = None  # None: that of the dtype of `got`
 
-    def roundings(self) -> float:
+    def roundings(self, ops: Any) -> float:
         """How many roundings would explain the largest difference; infinite for a wrong shape or NaN."""
-        got = self.got.astype(ms.float32).asnumpy().astype(np.float64)
+        host = ops.to_host(self.got)
+        got = (host.astype(ms.float32) if host.dtype == ms.bfloat16 else host).asnumpy().astype(np.float64)
         if got.shape != self.want.shape or not np.isfinite(got).all():
             return float("inf")
         unit = UNITS.get(self.got.dtype, 0.0) if self.unit is None else self.unit
@@ -41,11 +74,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Case:
-    """`run(operators, dtype, rng)` calls `operator` with floats of that dtype; `variant` says what is special."""
+    """`run` calls `operator` with floats of each of the dtypes; `variant` says what is special about the call."""
 
     operator: str
     variant: str
-    run: Callable[[Any, Any, np.random.Generator], list[Result]]
+    run: Callable[[Given], list[Result]]
+    dtypes: tuple[Any, ...]
     on_cpu: bool  # False: a CPU has the operator, but it does not do this
 
     @property
@@ -54,30 +88,14 @@ class Case:
 
 
 CASES: list[Case] = []
+Run = Callable[[Given], list[Result]]
 
 
 def case(
-    operator: str, variant: str = "", on_cpu: bool = True
-) -> Callable[[Callable[..., list[Result]]], Callable[..., list[Result]]]:
-    def register(run: Callable[..., list[Result]]) -> Callable[..., list[Result]]:
-        CASES.append(Case(operator, variant, run, on_cpu))
+    operator: str, variant: str = "", dtypes: tuple[Any, ...] = HALVES, on_cpu: bool = True
+) -> Callable[[Run], Run]:
+    def register(run: Run) -> Run:
+        CASES.append(Case(operator, variant, run, dtypes, on_cpu))
         return run
 
     return register
-
-
-def floats(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> tuple[Tensor, np.ndarray]:
-    """Normally distributed numbers, as a tensor and in float64."""
-    values = rng.normal(size=shape).astype(NUMPY[dtype])
-    return Tensor.from_numpy(values), values.astype(np.float64)
-
-
-def on_device(values: np.ndarray, dtype: Any) -> Tensor:
-    """A tensor that is written to in place, or of which views are taken: allocated where the operators run."""
-    target = mint.zeros(values.shape, dtype=dtype)
-    target.copy_(Tensor.from_numpy(values.astype(NUMPY[dtype])))
-    return target
-
-
-def int32(values: Any) -> Tensor:
-    return Tensor(np.array(values, np.int32))

@@ -4,28 +4,27 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from mindspore import mint
 
-from vllm_ms_models.kernels.ascend.selfcheck.cases import Result, case, floats, int32
+from vllm_ms_models.kernels.ascend.selfcheck.cases import Given, Result, case
 
 
 @case("matmul")
-def matmul(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
-    (x, a), (w, b) = floats(rng, (3, 64), dtype), floats(rng, (48, 64), dtype)
-    return [Result(ops.matmul(x, w), a @ b.T, np.abs(a) @ np.abs(b).T)]
+def matmul(given: Given) -> list[Result]:
+    (x, a), (w, b) = given.floats(3, 64), given.floats(48, 64)
+    return [Result(given.ops.matmul(x, w), a @ b.T, np.abs(a) @ np.abs(b).T)]
 
 
 @case("gather")
-def gather(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
-    table, values = floats(rng, (40, 32), dtype)
-    return [Result(ops.gather(table, int32([0, 39, 7, 7])), values[[0, 39, 7, 7]])]
+def gather(given: Given) -> list[Result]:
+    table, values = given.floats(40, 32)
+    return [Result(given.ops.gather(table, given.int32([0, 39, 7, 7])), values[[0, 39, 7, 7]])]
 
 
 @case("write_rows", on_cpu=False)  # a CPU's InplaceCopy writes a part of a tensor elsewhere
-def write_rows(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
-    rows, values = floats(rng, (3, 32), dtype)
-    target = mint.zeros((6, 32), dtype=dtype)
-    ops.write_rows(target, 2, rows)
+def write_rows(given: Given) -> list[Result]:
+    rows, values = given.floats(3, 32)
+    target = given.zeros(6, 32)
+    given.ops.write_rows(target, 2, rows)
     return [Result(target, np.concatenate((np.zeros((2, 32)), values, np.zeros((1, 32)))))]
 
 
@@ -39,10 +38,10 @@ def _gelu_tanh(x: np.ndarray) -> np.ndarray:
 
 def _elementwise(name: str, meaning: Callable[[np.ndarray], np.ndarray], *arguments: Any) -> None:
     @case(name, *arguments)
-    def run(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
-        x, values = floats(rng, (5, 32), dtype)
+    def run(given: Given) -> list[Result]:
+        x, values = given.floats(5, 32)
         # A term of a gelu or silu is x itself: where the factor is small, its error is relative to 1, not to it.
-        return [Result(getattr(ops, name)(x, *arguments), meaning(values), np.maximum(np.abs(values), 2.0**-6))]
+        return [Result(getattr(given.ops, name)(x, *arguments), meaning(values), np.maximum(np.abs(values), 2.0**-6))]
 
 
 _elementwise("silu", lambda x: x * _sigmoid(x))
@@ -51,8 +50,8 @@ _elementwise("relu", lambda x: np.maximum(x, 0))
 
 
 @case("gelu", "none")
-def gelu(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
-    x, values = floats(rng, (5, 32), dtype)
+def gelu(given: Given) -> list[Result]:
+    x, values = given.floats(5, 32)
     # erf by its series, which converges quickly for |x| / sqrt(2) below 4
     z = np.clip(values, -5, 5) / np.sqrt(2)
     term, total = z.copy(), z.copy()
@@ -60,41 +59,41 @@ def gelu(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
         term = -term * z * z / n
         total += term / (2 * n + 1)
     want = values / 2 * (1 + 2 / np.sqrt(np.pi) * total)
-    return [Result(ops.gelu(x, "none"), want, np.maximum(np.abs(values), 2.0**-6))]
+    return [Result(given.ops.gelu(x, "none"), want, np.maximum(np.abs(values), 2.0**-6))]
 
 
 @case("sigmoid")
-def sigmoid(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
-    x, values = floats(rng, (5, 32), dtype)
-    return [Result(ops.sigmoid(x), _sigmoid(values))]
+def sigmoid(given: Given) -> list[Result]:
+    x, values = given.floats(5, 32)
+    return [Result(given.ops.sigmoid(x), _sigmoid(values))]
 
 
 @case("swiglu")
-def swiglu(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
-    x, values = floats(rng, (5, 64), dtype)
+def swiglu(given: Given) -> list[Result]:
+    x, values = given.floats(5, 64)
     gate, up = np.split(values, 2, -1)
-    return [Result(ops.swiglu(x), gate * _sigmoid(gate) * up, np.abs(gate * up))]
+    return [Result(given.ops.swiglu(x), gate * _sigmoid(gate) * up, np.abs(gate * up))]
 
 
 @case("rms_norm")
-def rms_norm(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
-    (x, values), (gamma, scale) = floats(rng, (5, 64), dtype), floats(rng, (64,), dtype)
+def rms_norm(given: Given) -> list[Result]:
+    (x, values), (gamma, scale) = given.floats(5, 64), given.floats(64)
     want = values / np.sqrt(np.mean(values**2, -1, keepdims=True) + 1e-6) * scale
-    return [Result(ops.rms_norm(x, gamma, 1e-6), want)]
+    return [Result(given.ops.rms_norm(x, gamma, 1e-6), want)]
 
 
 @case("add_rms_norm")
-def add_rms_norm(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
-    (x, a), (y, b), (gamma, scale) = (floats(rng, shape, dtype) for shape in ((5, 64), (5, 64), (64,)))
+def add_rms_norm(given: Given) -> list[Result]:
+    (x, a), (y, b), (gamma, scale) = (given.floats(*shape) for shape in ((5, 64), (5, 64), (64,)))
     length = np.sqrt(np.mean((a + b) ** 2, -1, keepdims=True) + 1e-6)
-    normed, total = ops.add_rms_norm(x, y, gamma, 1e-6)
+    normed, total = given.ops.add_rms_norm(x, y, gamma, 1e-6)
     terms = np.abs(a) + np.abs(b)
     return [Result(normed, (a + b) / length * scale, terms / length * np.abs(scale)), Result(total, a + b, terms)]
 
 
 @case("layer_norm")
-def layer_norm(ops: Any, dtype: Any, rng: np.random.Generator) -> list[Result]:
-    (x, values), (gamma, scale), (beta, shift) = (floats(rng, shape, dtype) for shape in ((5, 64), (64,), (64,)))
+def layer_norm(given: Given) -> list[Result]:
+    (x, values), (gamma, scale), (beta, shift) = (given.floats(*shape) for shape in ((5, 64), (64,), (64,)))
     mean, spread = values.mean(-1, keepdims=True), np.sqrt(values.var(-1, keepdims=True) + 1e-5)
     terms = (np.abs(values) + np.abs(mean)) / spread * np.abs(scale) + np.abs(shift)
-    return [Result(ops.layer_norm(x, gamma, beta, 1e-5), (values - mean) / spread * scale + shift, terms)]
+    return [Result(given.ops.layer_norm(x, gamma, beta, 1e-5), (values - mean) / spread * scale + shift, terms)]

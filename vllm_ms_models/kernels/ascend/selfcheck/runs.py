@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm_ms_models.kernels.ascend.selfcheck.process import Line, Process
 
@@ -45,7 +45,7 @@ def checks(start: Callable[[int], Process], seconds: float) -> Iterator[Line]:
 
 def load() -> list["Case"]:
     """All checks, simple operators first. Imports MindSpore."""
-    for part in ("dense", "attention", "integers"):
+    for part in ("dense", "attention", "integers", "sampling"):
         import_module(f"{__package__}.{part}")  # they register theirs
     from vllm_ms_models.kernels.ascend.selfcheck.cases import CASES
 
@@ -57,6 +57,7 @@ def run(device: str, only: str, first: int) -> None:
     import mindspore as ms
 
     from vllm_ms_models import compat
+    from vllm_ms_models.kernels.ascend import operators
 
     try:
         ms.set_device("Ascend" if device == "ascend" else "CPU")
@@ -65,32 +66,43 @@ def run(device: str, only: str, first: int) -> None:
     except (RuntimeError, ValueError) as error:
         Line("start of the process", "any dtype", ERROR, in_words(error)).say()
         return
-    planned = [(case, dtype) for case in load() if only in case.name for dtype in (ms.float16, ms.bfloat16)]
+    planned = [(case, dtype) for case in load() if only in case.name for dtype in case.dtypes]
     if not planned:
         Line(f"no operator with {only} in its name", "any dtype", ERROR).say()
+    fused = OnCpu() if device == "cpu" else operators
     for case, dtype in planned[first:]:
         announced = Line(case.name, str(dtype).lower(), planned=len(planned))
         announced.say()
-        status, detail = outcome(case, dtype, device)
+        status, detail = outcome(case, dtype, fused)
         replace(announced, status=status, detail=detail).say()
         if status == ERROR:
             return
 
 
-def outcome(case: "Case", dtype: object, device: str, fused: object = None) -> tuple[str, str]:
-    """The status of one check of `fused` (None: `operators`) and, in words, how far off it was or what went wrong."""
+class OnCpu:
+    """`operators` on a CPU, where nothing is moved."""
+
+    def __getattr__(self, name: str) -> Any:
+        from vllm_ms_models.kernels.ascend import operators
+
+        return (lambda x: x) if name in ("to_device", "to_host") else getattr(operators, name)
+
+
+def outcome(case: "Case", dtype: object, fused: Any) -> tuple[str, str]:
+    """The status of one check of `fused`, the functions of `operators`, and in words how it went."""
     import numpy as np
 
-    from vllm_ms_models.kernels.ascend import operators
+    from vllm_ms_models.kernels.ascend.selfcheck.cases import Given
 
-    if device == "cpu" and not case.on_cpu and fused is None:
+    on_cpu = isinstance(fused, OnCpu)
+    if on_cpu and not case.on_cpu:
         return ABSENT, ""
     try:
-        results = case.run(operators if fused is None else fused, dtype, np.random.default_rng(0))
-        roundings = max(result.roundings() for result in results)
+        results = case.run(Given(fused, dtype, np.random.default_rng(0)))
+        roundings = max(result.roundings(fused) for result in results)
     except Exception as error:  # whatever an operator raises is what this is about
         said = in_words(error)
-        return (ABSENT, "") if device == "cpu" and NO_KERNEL.search(said) else (ERROR, said)
+        return (ABSENT, "") if on_cpu and NO_KERNEL.search(said) else (ERROR, said)
     return (OK if roundings <= ALLOWED else DIFFERS), f"off by {roundings:.2g} roundings, {ALLOWED:g} allowed"
 
 
