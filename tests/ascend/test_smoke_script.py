@@ -178,6 +178,7 @@ def test_what_a_report_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden = helper().hidden
     for line, want in [
         ("on npu-07.lab, npu-07 by mira in /home/mira/x", "on <name>, <name> by <name> in ~/x"),
+        ("HCCL_IF_IP=10.1.2.3 (10.1.2.4)", "HCCL_IF_IP=<address> (<address>)"),
         ("http://192.168.7.1:8000 and 127.0.0.1:8000, 0.0.0.0", "http://<address>:8000 and 127.0.0.1:8000, 0.0.0.0"),
         ("fe80::1ff:fe23:4567:890a at 12:34:56, 02:42:ac:11:00:02", "<address> at 12:34:56, <address>"),
         ("HF_TOKEN=hf_abcdefghijkl, sk-abcdefghijkl", "HF_TOKEN=<secret>, <secret>"),

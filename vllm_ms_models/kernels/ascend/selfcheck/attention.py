@@ -77,10 +77,12 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> tuple[n
     return want, terms * spread
 
 
-def _paged(given: Given, queries: list[int], lengths: list[int], views: bool) -> list[Result]:
+def _paged(given: Given, queries: list[int], lengths: list[int], views: bool, block: int = BLOCK) -> list[Result]:
     """PagedAttention of sequences whose blocks lie in any order; with several rows of one, under a mask."""
-    tables = np.array([[3, 1], [0, 4]])
-    values = given.rounded(given.rng.normal(size=(5, 2, BLOCK, KV_HEADS, SIZE)))
+    each = -(-max(lengths) // block)
+    blocks = 2 * each + 1
+    tables = given.rng.permutation(blocks)[: 2 * each].reshape(2, each)
+    values = given.rounded(given.rng.normal(size=(blocks, 2, block, KV_HEADS, SIZE)))
     query, q = given.floats(sum(queries), HEADS * SIZE)
     if views:
         keys, rest = half_blocks(given.place(values))
@@ -121,6 +123,11 @@ def decoding(given: Given) -> list[Result]:
 @case("paged_attention", "decoding, views of one cache")
 def decoding_views(given: Given) -> list[Result]:
     return _paged(given, [1, 1], [200, 7], views=True)
+
+
+@case("paged_attention", "decoding, views of one cache, blocks of 32")
+def decoding_small_blocks(given: Given) -> list[Result]:
+    return _paged(given, [1, 1], [200, 7], views=True, block=32)  # this package's default
 
 
 @case("paged_attention", "several rows of a sequence")
