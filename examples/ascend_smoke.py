@@ -7,7 +7,9 @@ import random
 import re
 import shutil
 import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,68 @@ def device() -> int:
     import numpy as np
 
     ms.set_device("Ascend")
-    print("MindSpore", ms.__version__, "device:", ms.hal.get_device_properties(0))
+    print("MindSpore", ms.__version__, "device:", ms.hal.get_device_properties(0, "Ascend"))
     ms.run_check()
     x = ms.Tensor(np.arange(6, dtype=np.float32).reshape(2, 3))
     product = ms.mint.matmul(x, x.T).asnumpy()
     print("product:", product.tolist())
     return 0 if np.array_equal(product, [[5, 14], [14, 50]]) else 1
+
+
+def collectives() -> int:
+    """Every collective of the layers between the first two devices, by HCCL, each in a process of its own."""
+    meeting = f"tcp://127.0.0.1:{free_port()}"
+    command = [sys.executable, __file__, "rank"]
+    ranks = [subprocess.Popen([*command, str(number), meeting]) for number in range(2)]
+    # One that fails leaves the other waiting. (The script's time-out ends all of this group of processes.)
+    while None in [process.poll() for process in ranks] and not any(process.returncode for process in ranks):
+        time.sleep(0.2)
+    for process in ranks:
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    return int(any(process.returncode for process in ranks))
+
+
+def rank(number: str, meeting: str) -> int:
+    import mindspore as ms
+    from mindspore.mint import distributed
+
+    from vllm_ms_models.distributed.communication import DeviceGroup
+
+    ms.set_device("Ascend", int(number))
+    distributed.init_process_group("hccl", init_method=meeting, world_size=2, rank=int(number))
+    return compared(DeviceGroup(int(number), 2))
+
+
+def compared(group: Any) -> int:
+    """Of this rank of two: is what each collective gives what all that was given makes of it? 1 if one is not."""
+    import mindspore as ms
+    import numpy as np
+
+    given = [np.arange(12, dtype=np.float32).reshape(4, 3) + 10 * number for number in range(2)]
+    mine = slice(2 * group.rank, 2 * group.rank + 2)
+    wanted = {
+        "all_reduce": given[0] + given[1],
+        "all_gather": np.concatenate(given, -1),
+        "reduce_scatter": (given[0] + given[1])[mine],
+        "all_to_all": np.concatenate([x[mine] for x in given]),
+        "broadcast": given[0],
+    }
+    wrong = 0
+    for dtype in (ms.float32, ms.bfloat16):  # which holds these numbers, too
+        for name, want in wanted.items():
+            try:
+                result = getattr(group, name)(ms.Tensor(given[group.rank]).astype(dtype))
+                right = np.array_equal(result.astype(ms.float32).asnumpy(), want)
+                said = "ok" if right else f"differs: {result.astype(ms.float32).asnumpy().tolist()}"
+            except (RuntimeError, TypeError, ValueError) as error:
+                right, said = False, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            wrong |= not right
+            print(f"rank {group.rank}: {name}, {str(dtype).lower()}: {said}", flush=True)
+    return wrong
 
 
 def checkpoint(folder: str) -> int:
@@ -153,14 +211,17 @@ def _address(found: re.Match[str]) -> str:
 
 
 def port() -> int:
-    """A free one."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        print(one.getsockname()[1])
+    print(free_port())
     return 0
 
 
-COMMANDS = {f.__name__: f for f in (device, checkpoint, requests, compare, hide, port)}
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+COMMANDS = {f.__name__: f for f in (device, collectives, rank, checkpoint, requests, compare, hide, port)}
 
 if __name__ == "__main__":
     raise SystemExit(COMMANDS[sys.argv[1]](*sys.argv[2:]))

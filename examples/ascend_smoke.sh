@@ -18,7 +18,7 @@ unset PYTHONDONTWRITEBYTECODE
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 readonly here helper="$here/ascend_smoke.py" skipped=77 lines_of_a_log=90
-readonly steps=(environment device operators checkpoint serve-cpu serve-ascend two-devices w8a8 timing)
+readonly steps=(environment device operators collectives checkpoint serve-cpu serve-ascend two-devices w8a8 timing)
 only="" model="" report=ascend_report.txt work="" start_timeout=900
 child="" server="" port="" devices=0 failed=0 keep_work=yes
 
@@ -217,6 +217,11 @@ step_device() {
 step_operators() {
   limited 3600 python -m vllm_ms_models.kernels.ascend.selfcheck || return 1
   needs_devices 1
+}
+
+step_collectives() {
+  needs_devices 2 || return
+  limited 600 python "$helper" collectives
 }
 
 step_checkpoint() {

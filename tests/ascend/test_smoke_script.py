@@ -92,7 +92,7 @@ def test_the_script_is_well_formed() -> None:
     ("options", "sentence"),
     [
         (["--fast"], "--fast is not an option; see --help."),
-        (["--only", "operators,drivers"], "drivers is not a step; there are environment device operators checkpoint"),
+        (["--only", "operators,drivers"], "drivers is not a step; there are environment device operators collectives"),
         (["--timeout", "soon"], "--timeout soon is not a number of seconds."),
         (["--model", "/nowhere"], "--model /nowhere has no config.json."),
         (["--model"], "--model needs a value; see --help."),
@@ -219,10 +219,38 @@ def test_the_checkpoint_suits_the_operators(tmp_path: Path) -> None:
     assert sorted(len(body["prompt"]) for body in bodies) == sorted([*module.LENGTHS, 32])
 
 
+RANK = """
+import sys
+import torch.distributed as dist
+import mindspore as ms
+ms.set_device("CPU")
+ms.runtime.launch_blocking()
+from tests.ascend.test_smoke_script import helper
+from vllm_ms_models import compat
+from vllm_ms_models.bridge.ranks import TorchGroup
+compat.absorb_numpy_warning()
+dist.init_process_group("gloo", init_method="file://" + sys.argv[1], world_size=2, rank=int(sys.argv[2]))
+raise SystemExit(helper().compared(TorchGroup(int(sys.argv[2]), 2, dist.group.WORLD)))
+"""
+
+
+@pytest.mark.slow
+def test_collectives_are_compared(tmp_path: Path) -> None:
+    """What is expected of devices, of processes on a CPU."""
+    command = [sys.executable, "-c", RANK, str(tmp_path / "store")]
+    ranks = [
+        subprocess.Popen([*command, number], cwd=EXAMPLES.parent, stdout=subprocess.PIPE, text=True) for number in "01"
+    ]
+    for number, process in enumerate(ranks):
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        assert f"rank {number}: all_to_all, bfloat16: ok" in said and said.count(": ok") == 10
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_whole_script_with_real_servers(tmp_path: Path) -> None:
-    """All steps but that of the device; "Ascend" is the kernels for any CPU, which round as others do not."""
+    """All steps but those of the devices alone; "Ascend" is the kernels for any CPU, which round as others do not."""
     vllm = Path(sys.executable).with_name("vllm")
     program = (
         f'#!/bin/sh\n[ "$VLLM_MS_DEVICE" = cpu ] || export VLLM_MS_ISA=portable\nVLLM_MS_DEVICE=cpu exec {vllm} "$@"\n'
@@ -233,6 +261,7 @@ def test_the_whole_script_with_real_servers(tmp_path: Path) -> None:
         "PASS  environment",
         "FAIL  device",
         "PASS  operators",
+        "FAIL  collectives",
         "PASS  checkpoint",
         "PASS  serve-cpu",
         "PASS  serve-ascend",
