@@ -52,7 +52,9 @@ class Faulty:
             results = getattr(self.sound, name)(*arguments)
             if name in ("to_device", "to_host"):
                 return results
-            written = {"reshape_and_cache": slice(2, 3), "write_rows": slice(0, 1)}.get(name, slice(0, 0))
+            written = {"reshape_and_cache": slice(2, 3), "write_rows": slice(0, 1), "index_put": slice(0, 1)}.get(
+                name, slice(0, 0)
+            )
             found = results if isinstance(results, tuple) else (*arguments[written],) if results is None else (results,)
             for tensor in found:
                 values = array_of(tensor)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from vllm_ms_models.kernels.ascend.attention import MASKED, doubled_slots, half_blocks, triangle
+from vllm_ms_models.kernels.ascend.caches import doubled_slots, half_blocks
+from vllm_ms_models.kernels.ascend.prepared import MASKED, triangle
 from vllm_ms_models.kernels.ascend.selfcheck.cases import Given, Result, case
 
 BLOCK = 128  # positions of a block of the caches
@@ -62,14 +63,16 @@ def into_views(given: Given) -> list[Result]:
     return [Result(cache, want.reshape(cache.shape))]
 
 
-def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Causal attention of `[rows, heads, size]`, the last positions of k and v `[positions, kv_heads, size]`.
+def attend(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, causal: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Attention of `[rows, heads, size]`, the last positions of k and v `[positions, kv_heads, size]`.
 
     With the magnitude of its terms: an error of the scores, which are sums, changes the shares by as much, relatively.
     """
     k, v = (np.repeat(x, q.shape[1] // x.shape[1], 1) for x in (k, v))
     scores = np.einsum("qhd,khd->hqk", q, k) * scale
-    later = np.triu(np.ones((len(q), len(k)), bool), 1 + len(k) - len(q))
+    later = np.triu(np.full((len(q), len(k)), causal), 1 + len(k) - len(q))
     shares = np.exp(np.where(later, -np.inf, scores) - scores.max(-1, keepdims=True))
     shares /= shares.sum(-1, keepdims=True)
     spread = 1 + np.einsum("qhd,khd->hqk", np.abs(q), np.abs(k)).max() * scale
@@ -152,25 +155,28 @@ def latents(given: Given) -> list[Result]:
     return [Result(got, want, terms)]
 
 
-@case("flash_attention")
-def flash_attention(given: Given) -> list[Result]:
+def _flash(given: Given, causal: bool) -> list[Result]:
     lengths = [5, 150]  # beyond the mask's 128, too
     (query, q), (key, k), (value, v) = (
         given.floats(sum(lengths), heads * SIZE) for heads in (HEADS, KV_HEADS, KV_HEADS)
     )
+    mask = given.ops.to_device(triangle(given.dtype)) if causal else None
     got = given.ops.flash_attention(
-        query,
-        key,
-        value,
-        given.ops.to_device(triangle(given.dtype)),
-        given.int32(lengths),
-        given.int32(lengths),
-        HEADS,
-        SIZE**-0.5,
+        query, key, value, mask, given.int32(lengths), given.int32(lengths), HEADS, SIZE**-0.5
     )
     parts = []
     for rows in (slice(0, 5), slice(5, 155)):
         a, b, c = (x[rows].reshape(rows.stop - rows.start, -1, SIZE) for x in (q, k, v))
-        parts.append(attend(a, b, c, SIZE**-0.5))
+        parts.append(attend(a, b, c, SIZE**-0.5, causal))
     want, terms = (np.concatenate(x) for x in zip(*parts, strict=True))
     return [Result(got, want, terms)]
+
+
+@case("flash_attention")
+def flash_attention(given: Given) -> list[Result]:
+    return _flash(given, causal=True)
+
+
+@case("flash_attention", "in both directions")
+def both_directions(given: Given) -> list[Result]:
+    return _flash(given, causal=False)

@@ -18,7 +18,9 @@ NUMPY = {
     ms.float16: np.dtype(np.float16),
     ms.bfloat16: np.dtype(ml_dtypes.bfloat16),
     ms.float32: np.dtype(np.float32),
+    ms.int8: np.dtype(np.int8),
 }
+APPROXIMATED = 2.0**-18  # of exponentials in float32: those of MindSpore on a CPU are off by as much
 HALVES = (ms.float16, ms.bfloat16)
 
 

@@ -3,15 +3,26 @@
 from collections.abc import Callable
 from typing import Any
 
+import mindspore as ms
 import numpy as np
 
-from vllm_ms_models.kernels.ascend.selfcheck.cases import Given, Result, case
+from vllm_ms_models.kernels.ascend.selfcheck.cases import APPROXIMATED, HALVES, Given, Result, case
 
 
 @case("matmul")
 def matmul(given: Given) -> list[Result]:
     (x, a), (w, b) = given.floats(3, 64), given.floats(48, 64)
     return [Result(given.ops.matmul(x, w), a @ b.T, np.abs(a) @ np.abs(b).T)]
+
+
+@case("batch_matmul", dtypes=(ms.float32,))
+def batch_matmul(given: Given) -> list[Result]:
+    (x, a), (y, b), (z, c) = given.floats(2, 3, 64), given.floats(2, 64, 48), given.floats(2, 48, 64)
+    c = c.transpose(0, 2, 1)
+    return [
+        Result(given.ops.batch_matmul(x, y, False), a @ b, np.abs(a) @ np.abs(b)),
+        Result(given.ops.batch_matmul(x, z, True), a @ c, np.abs(a) @ np.abs(c)),
+    ]
 
 
 @case("gather")
@@ -26,6 +37,16 @@ def write_rows(given: Given) -> list[Result]:
     target = given.zeros(6, 32)
     given.ops.write_rows(target, 2, rows)
     return [Result(target, np.concatenate((np.zeros((2, 32)), values, np.zeros((1, 32)))))]
+
+
+@case("index_put", dtypes=(ms.int8, *HALVES))
+def index_put(given: Given) -> list[Result]:
+    values = given.rounded(given.rng.integers(-127, 128, (3, 32)))
+    target = given.zeros(6, 32)
+    given.ops.index_put(target, given.int32([4, 0, 1]), given.place(values))
+    want = np.zeros((6, 32))
+    want[[4, 0, 1]] = values
+    return [Result(target, want)]
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
@@ -60,6 +81,12 @@ def gelu(given: Given) -> list[Result]:
         total += term / (2 * n + 1)
     want = values / 2 * (1 + 2 / np.sqrt(np.pi) * total)
     return [Result(given.ops.gelu(x, "none"), want, np.maximum(np.abs(values), 2.0**-6))]
+
+
+@case("tanh", dtypes=(ms.float32,))
+def tanh(given: Given) -> list[Result]:
+    x, values = given.floats(5, 32)
+    return [Result(given.ops.tanh(x), np.tanh(values), unit=APPROXIMATED)]
 
 
 @case("sigmoid")

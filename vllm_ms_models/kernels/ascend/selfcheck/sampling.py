@@ -3,7 +3,7 @@
 import mindspore as ms
 import numpy as np
 
-from vllm_ms_models.kernels.ascend.selfcheck.cases import Given, Result, case
+from vllm_ms_models.kernels.ascend.selfcheck.cases import APPROXIMATED, Given, Result, case
 
 FLOAT32 = (ms.float32,)
 
@@ -31,8 +31,7 @@ def sort(given: Given) -> list[Result]:
 def softmax(given: Given) -> list[Result]:
     x, values = given.floats(5, 300)
     shares = np.exp(values - values.max(-1, keepdims=True))
-    # Exponentials are approximated: those of MindSpore on a CPU are off by 4e-6, relatively.
-    return [Result(given.ops.softmax(x), shares / shares.sum(-1, keepdims=True), unit=2.0**-18)]
+    return [Result(given.ops.softmax(x), shares / shares.sum(-1, keepdims=True), unit=APPROXIMATED)]
 
 
 @case("cumsum", dtypes=FLOAT32)
