@@ -21,7 +21,7 @@ BAD = {DIFFERS, ERROR}
 # What MindSpore says of a CPU that lacks a kernel, lacks it in a dtype, or has none for a part of a tensor.
 NO_KERNEL = re.compile(
     r"The kernel \w+ unregistered|Create kernelmod for op \w+ failed|Select CPU operator\[\w+\]|"
-    r"an unexpected kernel has been launched"
+    r"Unsupported op \[\w+\] on CPU|an unexpected kernel has been launched"
 )
 
 
@@ -46,7 +46,7 @@ def checks(start: Callable[[int], Process], seconds: float) -> Iterator[Line]:
 
 def load() -> list["Case"]:
     """All checks, simple operators first. Imports MindSpore."""
-    for part in ("dense", "attention", "integers", "sampling"):
+    for part in ("dense", "attention", "integers", "experts", "sampling"):
         import_module(f"{__package__}.{part}")  # they register theirs
     from vllm_ms_models.kernels.ascend.selfcheck.cases import CASES
 
