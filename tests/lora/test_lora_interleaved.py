@@ -54,7 +54,6 @@ def published(tensors: dict[str, torch.Tensor], source: Path, target: Path) -> N
     (target / "adapter_config.json").write_text(json.dumps(settings | {"target_modules": modules}))
 
 
-@pytest.mark.feature("LoRA")
 @pytest.mark.slow
 def test_one_matrix_of_all_heads(tmp_path: Path) -> None:
     model = made("internlm2", CONFIG)
