@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from tests.ascend.standin import StandIn, wide
+from tests.ascend.arrays import wide
+from tests.ascend.standin import StandIn
 from tests.ascend.steps import numpy_of
-from vllm_ms_models.kernels.ascend import AscendKernels
+from vllm_ms_models.kernels.ascend import AscendKernels, dtypes
 from vllm_ms_models.kernels.reference import ReferenceKernels
 
 DTYPES = pytest.mark.parametrize("dtype", (ms.float16, ms.bfloat16), ids=str)
@@ -17,8 +18,13 @@ FLOAT32 = 1e-5  # of sums of a few hundred float32 numbers about 1 in other orde
 
 
 def unit(dtype: Any) -> float:
-    """A rounding to `dtype`, relative."""
-    return 2.0**-8 if dtype == ms.bfloat16 else 2.0**-11
+    """Of these dtypes' roundings, relative."""
+    return {ms.bfloat16: 2.0**-8, ms.float16: 2.0**-11, ms.float32: 2.0**-24}[dtype]
+
+
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on the back end takes float32, in which nothing is rounded between operators."""
+    monkeypatch.setattr(dtypes, "TAKEN", (ms.float32,))
 
 
 def both() -> tuple[AscendKernels, ReferenceKernels, StandIn]:

@@ -13,8 +13,12 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint
 
+from tests.ascend import contract_experts
+from tests.ascend.arrays import array_of
+from tests.ascend.checks import Shape, ask, described
+from tests.ascend.checks import like as _like
+from tests.ascend.checks import vector as _vector
 from vllm_ms_models.kernels.ascend import operators
-from vllm_ms_models.kernels.reference_memory import NUMPY, memory
 
 PRIMITIVES = {
     "matmul": "MatMul",
@@ -41,21 +45,15 @@ PRIMITIVES = {
     "sort": "SortExt",
     "softmax": "Softmax",
     "cumsum": "CumsumExt",
-}
+} | contract_experts.PRIMITIVES
 # What MindSpore says when all that is missing is the kernel: for operators that no CPU has, for those that are made of
 # others, and for those that it has in other dtypes (bfloat16 is the dtype of few). SiLU is a Sigmoid inside.
 NO_KERNEL = (
     r"^The kernel {0} unregistered\.",
     r"^Create kernelmod for op {0} failed",
     r"^Select CPU operator\[({0}|Sigmoid)\] fail! Unsupported data type!",
-    r"Kernel select failed:[^A-Za-z]*Select CPU operator\[{0}\]",
+    r"Kernel select failed:[^A-Za-z]*(Select CPU operator|Unsupported op )\[{0}\]",
 )
-
-Shape = tuple[tuple[int, ...], Any]  # with the dtype
-
-
-class ContractError(AssertionError):
-    """A call is not what an operator's documentation asks for."""
 
 
 class Contract:
@@ -109,33 +107,13 @@ def write_rows(target: Tensor, first: int, rows: Tensor) -> None:
 
 def copied(x: Tensor) -> Tensor:
     """As a device of its own memory has it, and its host."""
+    if x.dtype == ms.qint4x2:
+        return Tensor(x.asnumpy().copy(), ms.qint4x2)
     return Tensor.from_numpy(array_of(x.contiguous()).copy()) if 0 not in x.shape else x.copy()
-
-
-def array_of(tensor: Tensor) -> np.ndarray:
-    """The memory of a tensor of any dtype, as it is; floats as floats."""
-    return memory(tensor) if tensor.dtype in NUMPY else tensor.asnumpy()
 
 
 def lacks_kernel(primitive: str, error: Exception) -> bool:
     return any(re.search(pattern.format(primitive), str(error).strip()) for pattern in NO_KERNEL)
-
-
-def described(argument: Any) -> Any:
-    return (tuple(argument.shape), str(argument.dtype)) if isinstance(argument, Tensor) else str(argument)
-
-
-def ask(condition: bool, what: str) -> None:
-    if not condition:
-        raise ContractError(what)
-
-
-def _like(x: Tensor, width: int | None = None) -> list[Shape]:
-    return [((*x.shape[:-1], x.shape[-1] if width is None else width), x.dtype)]
-
-
-def _vector(x: Tensor, size: int, dtype: Any, what: str) -> None:
-    ask(tuple(x.shape) == (size,) and x.dtype == dtype, f"{what}: {described(x)}, not [{size}] in {dtype}")
 
 
 def _matmul(x: Tensor, weight: Tensor) -> list[Shape]:
@@ -319,4 +297,5 @@ DOCUMENTED: dict[str, Callable[..., list[Shape]]] = {
     "sort": lambda x: [*_of_rows(x), (tuple(x.shape), ms.int64)],
     "softmax": _of_rows,
     "cumsum": _of_rows,
+    **contract_experts.DOCUMENTED,
 }

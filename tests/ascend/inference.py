@@ -9,8 +9,11 @@ from tests.ascend.contract import Contract
 from vllm_ms_models.kernels.ascend import operators
 
 
-def inferred(primitive: Any, arguments: tuple[Any, ...], results: int) -> list[tuple[tuple[int, ...], Any]]:
-    """Shapes and dtypes of a primitive's results: constants of the graph, so no kernel is asked for."""
+def inferred(primitive: Any, arguments: tuple[Any, ...], results: int | None) -> list[tuple[tuple[int, ...], Any]]:
+    """Shapes and dtypes of a primitive's results: constants of the graph, so no kernel is asked for.
+
+    `results` is their number; None for a tuple of one.
+    """
 
     def shapes(*inputs: Any) -> Any:
         found = primitive(*inputs)
@@ -18,8 +21,10 @@ def inferred(primitive: Any, arguments: tuple[Any, ...], results: int) -> list[t
 
     def of_each(*inputs: Any) -> Any:
         found = primitive(*inputs)
-        return tuple([(found[i].shape, found[i].dtype) for i in range(results)])
+        return tuple([(found[i].shape, found[i].dtype) for i in range(results or 1)])
 
+    # A graph takes tuples where the operator takes lists, too.
+    arguments = tuple(tuple(each) if isinstance(each, list) else each for each in arguments)
     if results == 1:
         return [ms.jit(shapes)(*arguments)]
     return list(ms.jit(of_each)(*arguments))
@@ -52,11 +57,32 @@ class Recorder(Contract):
 
 
 # Results of the operators that have several, and which of them the back end uses.
-RESULTS = {
+RESULTS: dict[str, tuple[int | None, tuple[int, ...]]] = {
     "RmsNorm": (2, (0,)),
     "AddRmsNorm": (3, (0, 2)),
     "LayerNormExt": (3, (0,)),
     "ApplyRotaryPosEmb": (2, (0, 1)),
     "FlashAttentionScore": (4, (3,)),
     "DynamicQuantExt": (2, (0, 1)),
+    "MoeGatingTopKSoftmax": (3, (0, 1)),
+    "FusedAddTopKDiv": (2, (0, 1)),
+    "TopkExt": (2, (0, 1)),
+    "MoeInitRoutingV2": (4, (0, 1, 2)),
+    "SortExt": (2, (0,)),
+    "GroupedMatmulV4": (None, (0,)),
 }
+
+
+def compared(recorder: Recorder) -> int:
+    """How many calls gave what MindSpore infers; AssertionError for another result."""
+    checked = 0
+    for name, primitive, arguments, results in recorder.records:
+        if results is None:
+            continue  # ReshapeAndCache writes, so no graph leaves it out
+        count, used = RESULTS.get(name, (1, (0,)))
+        found = inferred(primitive, arguments, count)
+        want = results if isinstance(results, tuple) else (results,)
+        assert [found[i] for i in used] == [(tuple(x.shape), x.dtype) for x in want], name
+        checked += 1
+    print(f"\nAscend: shapes of {checked} calls are those inferred")
+    return checked

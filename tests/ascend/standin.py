@@ -11,26 +11,14 @@ import numpy as np
 import torch
 from mindspore import Tensor
 
-from tests.ascend.contract import DOCUMENTED, array_of, copied, described, write_rows
-from vllm_ms_models.kernels.reference_memory import NUMPY, memory
-
-KINDS = {**NUMPY, ms.int64: np.dtype(np.int64)}
-
-
-def wide(x: Tensor) -> np.ndarray:
-    """A float32 copy."""
-    return array_of(x).astype(np.float32)
+from tests.ascend.arrays import array_of, sigmoid, tensor, wide
+from tests.ascend.checks import described
+from tests.ascend.contract import DOCUMENTED, copied, write_rows
+from tests.ascend.standin_experts import ExpertsMeaning
+from vllm_ms_models.kernels.reference_memory import memory
 
 
-def tensor(values: np.ndarray, dtype: Any) -> Tensor:
-    return Tensor.from_numpy(np.ascontiguousarray(values.astype(KINDS.get(dtype, np.int8))))
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
-
-
-class Meaning:
+class Meaning(ExpertsMeaning):
     """The documented meaning of each operator, over arrays."""
 
     def matmul(self, x: Tensor, weight: Tensor) -> Tensor:

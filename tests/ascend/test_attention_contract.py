@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor, mint
 
-from tests.ascend.contract import PRIMITIVES, Contract, ContractError, lacks_kernel
+from tests.ascend.checks import ContractError
+from tests.ascend.contract import PRIMITIVES, Contract, lacks_kernel
 from tests.ascend.inference import RESULTS, Recorder, inferred
 from tests.ascend.steps import BLOCK, STEPS, Step, normal, step_of
 from vllm_ms_models.kernels.ascend import AscendKernels, operators

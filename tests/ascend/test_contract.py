@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor, mint
 
-from tests.ascend.contract import PRIMITIVES, Contract, ContractError, lacks_kernel
+from tests.ascend.checks import ContractError
+from tests.ascend.contract import PRIMITIVES, Contract, lacks_kernel
 from tests.ascend.steps import BLOCK, STEPS, Step, normal, step_of, weight_of
 from vllm_ms_models.kernels import Integers, Weight
 from vllm_ms_models.kernels.ascend import AscendKernels, operators

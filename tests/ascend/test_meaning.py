@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from tests.ascend.arrays import wide
 from tests.ascend.comparing import DTYPES, both, close, exact, unit
-from tests.ascend.standin import wide
 from tests.ascend.steps import BLOCK, STEPS, normal, numpy_of, step_of, weight_of
 from vllm_ms_models.kernels import Integers, Kernels, Weight
 

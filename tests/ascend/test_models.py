@@ -14,11 +14,15 @@ from tests.checkpoints import DEEPSEEK, checkpoint
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"head_dim": 32, "num_key_value_heads": 2},
     "qwen3": {"head_dim": 32, "num_key_value_heads": 2},
-    "deepseek_v3": DEEPSEEK | {"first_k_dense_replace": 99},
+    "deepseek_v3": DEEPSEEK,
+    "qwen3_moe": {"head_dim": 32, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
 }
+QUICK = ("llama", "deepseek_v3")
 
 
-@pytest.mark.parametrize("family", ["llama", pytest.param("qwen3", marks=pytest.mark.slow), "deepseek_v3"])
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+)
 def test_a_model_is_as_near_to_float32_as_the_reference(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoint(family, dtype=torch.bfloat16, **FAMILIES[family])
     called = check(family, lambda dtype, env: logprobs(folder, dtype, env), monkeypatch)
@@ -30,4 +34,5 @@ def test_a_model_is_as_near_to_float32_as_the_reference(family: str, monkeypatch
         "swiglu",
         "gather",
     } <= called
+    assert ("grouped_matmul" in called) == (family in ("deepseek_v3", "qwen3_moe"))
     assert ("flash_attention" in called) == (family != "deepseek_v3")

@@ -4,17 +4,24 @@ Nothing chooses it yet: `VLLM_MS_DEVICE=ascend` ends as before. tests/ascend hol
 MindSpore's own inference of arguments and dtypes, and results against the reference's, by computing what the operators
 mean.
 
-What has no fused operator, or none here yet, raises NotImplementedError with a sentence: float32 models, weights of
-integers for activations of floats and zero points of weights, `clamped_swiglu`, mixtures of experts, LoRA. Attention
-has all of the interface; soft caps, sinks, a KV cache of int8 and heads that are not multiples of 16 take plain
-operators of the device, sequence by sequence (`plain_attention`), and are slow. The 310 series, whose caches are laid
-out otherwise, is not supported (`device`).
+What has no fused operator, or none here yet, raises NotImplementedError with a sentence: float32 models, zero points of
+weights for int8 activations, weights in groups that are no multiples of 32. The 310 series, whose caches are laid out
+otherwise, is not supported (`device`).
+
+Some is done by plain operators of the device or on the host, which is right but slow: soft caps, sinks, a KV cache of
+int8 and heads that are not multiples of 16, sequence by sequence (`plain_attention`); routings that neither
+MoeGatingTopKSoftmax nor FusedAddTopKDiv has (`routing`); experts in formats that GroupedMatmulV4 does not take
+(`experts`); low-rank adapters (`low_rank`).
 
 Where it differs from the interface's definitions, in rounding only:
 
-* products are rounded to the dtype of the activations before a bias or an activation is applied;
-* biases and the weights of norms, float32 in the interface, are rounded to that dtype, as the operators ask;
-* so is the scale of "static" activations, whose ties go to even after their offset is added, not before;
+* products are rounded to the dtype of the activations before a bias or an activation is applied, and those of experts
+  before they are summed;
+* biases and the weights of norms, float32 in the interface, are rounded to that dtype, as the operators ask (but not
+  the biases of experts in bfloat16);
+* so are the scales of weights for activations of floats, and of int8 experts in bfloat16;
+* so is the scale of "static" activations, whose ties go to even after their offset is added, not before (but not of
+  experts, which round as the interface says);
 * a masked score is 10000 lower, not absent, where PagedAttention has a mask;
 * a row of a cache of int8 is rounded by the device's own division, so a value that lies between two integers may become
   either.

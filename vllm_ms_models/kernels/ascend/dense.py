@@ -8,23 +8,22 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint
 
+from vllm_ms_models.kernels.ascend import dtypes, integers
+from vllm_ms_models.kernels.ascend.dtypes import check as check  # also what other modules call
+from vllm_ms_models.kernels.ascend.integers import FloatInputWeight
+from vllm_ms_models.kernels.ascend.low_rank import LowRankProducts
 from vllm_ms_models.kernels.ascend.weights import Int8Weight
+from vllm_ms_models.kernels.low_rank import Addend
 from vllm_ms_models.kernels.weight import Weight
 
-
-def check(x: Tensor) -> None:
-    """NotImplementedError for activations that the fused operators do not take."""
-    if x.dtype not in (ms.float16, ms.bfloat16):
-        raise NotImplementedError(
-            f"The Ascend kernels take float16 and bfloat16, not {x.dtype}; serve with --dtype bfloat16."
-        )
+_CLAMPED = 7.0  # how large gate and up can be in gpt-oss's activation
 
 
 class Dense:
     """What `AscendKernels` does without sequences, by calls of `fused` (the functions of `operators`)."""
 
-    def __init__(self, fused: Any) -> None:
-        self._ops = fused
+    def __init__(self, fused: Any, low_rank: LowRankProducts) -> None:
+        self._ops, self._low_rank = fused, low_rank
         # By the identity of what is kept beside it, so that nothing else can get that.
         self._placed: dict[tuple[int, ms.Type], tuple[Tensor, Tensor]] = {}
         self._static: dict[tuple[int, int, ms.Type], tuple[Int8Weight, tuple[Tensor, ...]]] = {}
@@ -38,13 +37,16 @@ class Dense:
 
     # --- products ----------------------------------------------------------------------------------------------
 
-    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: ms.Type) -> Tensor:
+    def linear(
+        self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: ms.Type, addend: Addend | None = None
+    ) -> Tensor:
         if x.ndim != 2 or x.shape[1] != weight.in_features:
             raise ValueError(f"expected [tokens, {weight.in_features}], got {x.shape}")
         if x.shape[0] == 0:
             return mint.zeros((0, weight.out_features), dtype=dtype)
-        if isinstance(weight, Int8Weight):
-            check(x)
+        if isinstance(weight, FloatInputWeight):
+            product = integers.product(self._ops, x, weight)
+        elif isinstance(weight, Int8Weight):
             product = self._int8_product(x, weight)
         elif x.dtype == weight.dtype:
             product = self._ops.matmul(x, weight.data)
@@ -52,13 +54,18 @@ class Dense:
             x = self._ops.to_device(x.astype(ms.float32))
             product = self._ops.matmul(x, weight.data.astype(ms.float32))
         product = product if bias is None else product + self.constant(bias, product.dtype)
+        product = product if addend is None else self._low_rank.add(product, addend)
         return product.astype(dtype)
 
     def _int8_product(self, x: Tensor, weight: Int8Weight) -> Tensor:
         assert weight.integers is not None
         if weight.integers.activations == "dynamic":
+            if x.dtype not in dtypes.TAKEN:  # as above, of unit vectors
+                rows = weight.data.astype(ms.float32) * weight.scales.reshape(-1, 1)
+                return self._ops.matmul(self._ops.to_device(x.astype(ms.float32)), rows)
             rounded, token_scales = self._ops.quantize_by_token(x)
             return self._ops.quant_matmul(rounded, weight.data, weight.scales, weight.addends, token_scales, x.dtype)
+        check(x)
         products = []
         first = 0
         # Parts that share an input are multiplied together.
@@ -97,17 +104,26 @@ class Dense:
             return tuple(mint.zeros((0, size), dtype=x.dtype) for size in sizes)
         return tuple(part.contiguous() for part in mint.split(x, list(sizes), 1))
 
-    def linear_gated(self, x: Tensor, weight: Weight, activation: str, bias: Tensor | None) -> Tensor:
+    def linear_gated(
+        self, x: Tensor, weight: Weight, activation: str, bias: Tensor | None, addend: Addend | None = None
+    ) -> Tensor:
         if len(weight.sizes) != 2 or len(set(weight.sizes)) != 1:
             raise ValueError(f"gate and up have the sizes {weight.sizes}")
-        if activation not in ("silu", "gelu", "gelu_tanh"):
-            raise NotImplementedError(f"The Ascend kernels have no gated activation {activation!r}.")
-        product = self.linear(x, weight, bias, x.dtype)
-        if x.shape[0] == 0:
-            return mint.zeros((0, weight.sizes[0]), dtype=x.dtype)
+        return self.gate(self.linear(x, weight, bias, x.dtype, addend), weight.sizes, activation)
+
+    def gate(self, product: Tensor, sizes: Sequence[int], activation: str) -> Tensor:
+        """`activation(gate) * up` of `product`, which has the two side by side."""
+        if activation not in ("silu", "gelu", "gelu_tanh", "clamped_swiglu"):
+            raise ValueError(f"there is no gated activation {activation!r}")
+        if product.shape[0] == 0:
+            return mint.zeros((0, sizes[0]), dtype=product.dtype)
         if activation == "silu":
             return self._ops.swiglu(product)
-        gate, up = self.split(product, weight.sizes)
+        gate, up = self.split(product, sizes)
+        if activation == "clamped_swiglu":
+            gate = mint.clamp(gate.astype(ms.float32), max=_CLAMPED)
+            up = mint.clamp(up.astype(ms.float32), -_CLAMPED, _CLAMPED)
+            return (gate * self._ops.sigmoid(gate * 1.702) * (up + 1.0)).astype(product.dtype)
         return self.activate(gate, activation) * up
 
     def linear_heads(self, x: Tensor, matrices: Sequence[Tensor], passed: int) -> Tensor:

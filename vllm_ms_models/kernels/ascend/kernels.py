@@ -9,8 +9,11 @@ from mindspore import Tensor
 
 from vllm_ms_models.kernels import float8
 from vllm_ms_models.kernels.ascend import caches, dense, operators, weights
+from vllm_ms_models.kernels.ascend import routing as routing_on_ascend
 from vllm_ms_models.kernels.ascend.attention import Attention
+from vllm_ms_models.kernels.ascend.experts import Experts
 from vllm_ms_models.kernels.ascend.latent_attention import LatentAttention
+from vllm_ms_models.kernels.ascend.low_rank import LowRankProducts
 from vllm_ms_models.kernels.ascend.sampling import DeviceSampling
 from vllm_ms_models.kernels.interface import Kernels, PagedSequences
 from vllm_ms_models.kernels.low_rank import Addend, LowRank
@@ -29,7 +32,9 @@ class AscendKernels(Kernels):
 
     def __init__(self, fused: Any = operators) -> None:
         self._ops = fused
-        self._dense = dense.Dense(fused)
+        self._low_rank = LowRankProducts(fused)
+        self._dense = dense.Dense(fused, self._low_rank)
+        self._experts = Experts(fused, self._dense)
         self.sampling = DeviceSampling(fused)
         self._attention = Attention(fused, self._dense)
         self._latent = LatentAttention(fused, self._dense, self._attention)
@@ -57,7 +62,7 @@ class AscendKernels(Kernels):
         weights.load_rows(self._ops, weight, part, first_row, source)
 
     def new_integer_weight(self, sizes: Sequence[int], in_features: int, integers: Integers) -> Weight:
-        return weights.new_int8_weight(sizes, in_features, integers)
+        return weights.new_integer_weight(sizes, in_features, integers)
 
     def load_integers(self, weight: Weight, part: int, first_row: int, values: np.ndarray) -> None:
         weights.load_integers(self._ops, weight, part, first_row, values)
@@ -91,23 +96,20 @@ class AscendKernels(Kernels):
         dtype: ms.Type | None = None,
         addend: Addend | None = None,
     ) -> Tensor:
-        _no_addend(addend)
-        return self._dense.linear(x, weight, bias, x.dtype if dtype is None else dtype)
+        return self._dense.linear(x, weight, bias, x.dtype if dtype is None else dtype, addend)
 
     def linear_split(
         self, x: Tensor, weight: Weight, bias: Tensor | None = None, addend: Addend | None = None
     ) -> tuple[Tensor, ...]:
-        _no_addend(addend)
-        return self._dense.split(self._dense.linear(x, weight, bias, x.dtype), weight.sizes)
+        return self._dense.split(self._dense.linear(x, weight, bias, x.dtype, addend), weight.sizes)
 
     def linear_gated(
         self, x: Tensor, weight: Weight, activation: str, bias: Tensor | None = None, addend: Addend | None = None
     ) -> Tensor:
-        _no_addend(addend)
-        return self._dense.linear_gated(x, weight, activation, bias)
+        return self._dense.linear_gated(x, weight, activation, bias, addend)
 
     def reduce(self, x: Tensor, rows: Tensor, adapters: Sequence[LowRank | None]) -> Addend:
-        _missing("LoRA adapters")
+        return self._low_rank.reduce(x, rows, adapters)
 
     def linear_heads(self, x: Tensor, weights: Sequence[Weight], passed: int = 0) -> Tensor:
         return self._dense.linear_heads(x, [weight.data for weight in weights], passed)
@@ -118,10 +120,10 @@ class AscendKernels(Kernels):
     # --- mixture of experts ------------------------------------------------------------------------------------
 
     def choose_experts(self, logits: Tensor, routing: Routing, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        _missing("mixtures of experts")
+        return routing_on_ascend.choose(self._ops, self._dense, logits, routing, bias)
 
     def experts(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        _missing("mixtures of experts")
+        return self._experts.multiply(self, x, *arguments, **options)
 
     # --- elementwise -------------------------------------------------------------------------------------------
 
@@ -209,11 +211,6 @@ class AscendKernels(Kernels):
         scale: float,
     ) -> Tensor:
         return self._latent.prefill(query, cache, sequences, keys, values, scale)
-
-
-def _no_addend(addend: Addend | None) -> None:
-    if addend is not None:
-        _missing("LoRA adapters")
 
 
 def _missing(what: str) -> NoReturn:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mindspore as ms
-import ml_dtypes
 import numpy as np
 from mindspore import Tensor
 
+from vllm_ms_models.kernels.ascend import dtypes
 from vllm_ms_models.kernels.interface import PagedSequences
 
 MASK_SIZE = 128  # of the triangle that FlashAttentionScore repeats along the diagonal
@@ -143,4 +143,4 @@ def _int32(values: np.ndarray) -> Tensor:
 
 
 def _tensor(values: np.ndarray, dtype: ms.Type) -> Tensor:
-    return Tensor.from_numpy(values.astype(ml_dtypes.bfloat16 if dtype == ms.bfloat16 else np.float16))
+    return dtypes.tensor(values, dtype)
