@@ -1,7 +1,7 @@
 """`Kernels` on MindSpore's fused operators for Ascend. **Not run on hardware.**"""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import mindspore as ms
 import numpy as np
@@ -211,7 +211,3 @@ class AscendKernels(Kernels):
         scale: float,
     ) -> Tensor:
         return self._latent.prefill(query, cache, sequences, keys, values, scale)
-
-
-def _missing(what: str) -> NoReturn:
-    raise NotImplementedError(f"The Ascend kernels do not have {what} yet; serve this model with VLLM_MS_DEVICE=cpu.")

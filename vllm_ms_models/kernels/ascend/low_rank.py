@@ -25,7 +25,7 @@ class LowRankProducts:
 
     def reduce(self, x: Tensor, rows: Tensor, adapters: Sequence[LowRank | None]) -> Addend:
         masks = self._masks_of(rows)
-        if max(masks, default=0) >= max(len(adapters), 1):
+        if masks and max(masks) >= len(adapters):
             raise ValueError(f"a row has adapter {max(masks)}; there are {len(adapters)}")
         parts = max((len(adapter.ranks) for adapter in adapters if adapter), default=0)
         width = reduced_width(adapters)
