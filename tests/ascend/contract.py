@@ -42,7 +42,7 @@ PRIMITIVES = {
     "quantize_by_token": "DynamicQuantExt",
     "quant_matmul": "QuantBatchMatmul",
     "argmax": "ArgMaxExt",
-    "sort_rows": "SortExt",
+    "sort": "SortExt",
     "softmax": "Softmax",
     "cumsum": "CumsumExt",
 } | contract_experts.PRIMITIVES
@@ -107,7 +107,7 @@ def write_rows(target: Tensor, first: int, rows: Tensor) -> None:
 
 def copied(x: Tensor) -> Tensor:
     """As a device of its own memory has it, and its host."""
-    if x.dtype == ms.qint4x2:  # no operator copies it on a CPU
+    if x.dtype == ms.qint4x2:
         return Tensor(x.asnumpy().copy(), ms.qint4x2)
     return Tensor.from_numpy(array_of(x.contiguous()).copy()) if 0 not in x.shape else x.copy()
 
@@ -294,7 +294,7 @@ DOCUMENTED: dict[str, Callable[..., list[Shape]]] = {
     "quantize_by_token": lambda x: [(tuple(x.shape), ms.int8), ((x.shape[0],), ms.float32)],
     "quant_matmul": _quant_matmul,
     "argmax": lambda x: [((_of_rows(x)[0][0][0],), ms.int64)],
-    "sort_rows": lambda x: [*_of_rows(x), (tuple(x.shape), ms.int64)],
+    "sort": lambda x: [*_of_rows(x), (tuple(x.shape), ms.int64)],
     "softmax": _of_rows,
     "cumsum": _of_rows,
     **contract_experts.DOCUMENTED,

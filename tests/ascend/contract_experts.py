@@ -13,7 +13,7 @@ PRIMITIVES = {
     "softmax_top_k": "MoeGatingTopKSoftmax",
     "sigmoid_group_top_k": "FusedAddTopKDiv",
     "top_k": "TopkExt",
-    "sort": "SortExt",
+    "ascending": "SortExt",
     "fill": "MaskedFill",
     "route": "MoeInitRoutingV2",
     "grouped_matmul": "GroupedMatmulV4",
@@ -128,7 +128,7 @@ def _fill(x: Tensor, mask: Tensor, value: float) -> list[Shape]:
     return like(x)
 
 
-def _sort(x: Tensor) -> list[Shape]:
+def _ascending(x: Tensor) -> list[Shape]:
     vector(x, x.shape[0], ms.int32, "numbers")
     return like(x)
 
@@ -138,7 +138,7 @@ DOCUMENTED: dict[str, Callable[..., list[Shape]]] = {
     "softmax_top_k": _choice,
     "sigmoid_group_top_k": _sigmoid_groups,
     "top_k": lambda x, k: _choice(x, k, ms.int64),
-    "sort": _sort,
+    "ascending": _ascending,
     "fill": _fill,
     "route": _route,
     "grouped_matmul": _grouped,

@@ -12,7 +12,7 @@ from vllm_ms_models.kernels.ascend import operators
 def inferred(primitive: Any, arguments: tuple[Any, ...], results: int | None) -> list[tuple[tuple[int, ...], Any]]:
     """Shapes and dtypes of a primitive's results: constants of the graph, so no kernel is asked for.
 
-    `results` is their number if they are in a tuple.
+    `results` is their number; None for a tuple of one.
     """
 
     def shapes(*inputs: Any) -> Any:
@@ -21,11 +21,11 @@ def inferred(primitive: Any, arguments: tuple[Any, ...], results: int | None) ->
 
     def of_each(*inputs: Any) -> Any:
         found = primitive(*inputs)
-        return tuple([(found[i].shape, found[i].dtype) for i in range(results or 0)])
+        return tuple([(found[i].shape, found[i].dtype) for i in range(results or 1)])
 
     # A graph takes tuples where the operator takes lists, too.
     arguments = tuple(tuple(each) if isinstance(each, list) else each for each in arguments)
-    if results is None:
+    if results == 1:
         return [ms.jit(shapes)(*arguments)]
     return list(ms.jit(of_each)(*arguments))
 
@@ -57,7 +57,7 @@ class Recorder(Contract):
 
 
 # Results of the operators that have several, and which of them the back end uses.
-RESULTS = {
+RESULTS: dict[str, tuple[int | None, tuple[int, ...]]] = {
     "RmsNorm": (2, (0,)),
     "AddRmsNorm": (3, (0, 2)),
     "LayerNormExt": (3, (0,)),
@@ -67,7 +67,22 @@ RESULTS = {
     "MoeGatingTopKSoftmax": (3, (0, 1)),
     "FusedAddTopKDiv": (2, (0, 1)),
     "TopkExt": (2, (0, 1)),
-    "SortExt": (2, (0,)),
     "MoeInitRoutingV2": (4, (0, 1, 2)),
-    "GroupedMatmulV4": (1, (0,)),
+    "SortExt": (2, (0,)),
+    "GroupedMatmulV4": (None, (0,)),
 }
+
+
+def compared(recorder: Recorder) -> int:
+    """How many calls gave what MindSpore infers; AssertionError for another result."""
+    checked = 0
+    for name, primitive, arguments, results in recorder.records:
+        if results is None:
+            continue  # ReshapeAndCache writes, so no graph leaves it out
+        count, used = RESULTS.get(name, (1, (0,)))
+        found = inferred(primitive, arguments, count)
+        want = results if isinstance(results, tuple) else (results,)
+        assert [found[i] for i in used] == [(tuple(x.shape), x.dtype) for x in want], name
+        checked += 1
+    print(f"\nAscend: shapes of {checked} calls are those inferred")
+    return checked

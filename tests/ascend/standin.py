@@ -138,7 +138,7 @@ class Meaning(ExpertsMeaning):
     def argmax(self, x: Tensor) -> Tensor:
         return tensor(wide(x).argmax(-1), ms.int64)
 
-    def sort_rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def sort(self, x: Tensor) -> tuple[Tensor, Tensor]:
         places = np.argsort(-wide(x), -1, kind="stable")
         return tensor(np.take_along_axis(wide(x), places, -1), x.dtype), tensor(places, ms.int64)
 

@@ -68,7 +68,7 @@ class ExpertsMeaning:
         ids = best(wide(x), k)
         return tensor(np.take_along_axis(wide(x), ids, 1), ms.float32), Tensor.from_numpy(np.ascontiguousarray(ids))
 
-    def sort(self, x: Tensor) -> Tensor:
+    def ascending(self, x: Tensor) -> Tensor:
         return int32(np.sort(array_of(x)))
 
     def fill(self, x: Tensor, mask: Tensor, value: float) -> Tensor:

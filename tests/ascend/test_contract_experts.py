@@ -10,9 +10,11 @@ import mindspore as ms
 import numpy as np
 import pytest
 
+from tests.ascend.checks import ContractError
 from tests.ascend.contract import PRIMITIVES, Contract, lacks_kernel
 from tests.ascend.mixtures import KINDS, ROUTINGS, adapter_of, choices, experts_of, float32, integer_weight, rows_of
 from tests.ascend.steps import normal, weight_of
+from tests.ascend.test_contract import Spoiled
 from vllm_ms_models.kernels import Integers
 from vllm_ms_models.kernels.ascend import AscendKernels, operators
 
@@ -127,3 +129,38 @@ def test_mindspore_itself_finds_a_wrong_call(name: str, arguments: Any, message:
     with pytest.raises((RuntimeError, TypeError, ValueError), match=message) as caught:
         getattr(operators, name)(*arguments())
     assert not lacks_kernel(PRIMITIVES[name], caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "change"),
+    [
+        ("softmax_top_k", 0, lambda logits: logits.astype(ms.float16)),
+        ("sigmoid_group_top_k", 2, lambda groups: groups + 1),
+        ("route", 1, lambda ids: ids.astype(ms.int64)),
+        ("route", 2, lambda experts: experts - 1),
+        ("grouped_matmul", 1, lambda weight: ms.mint.permute(weight, (0, 2, 1)).contiguous()),
+        ("grouped_matmul", 2, lambda counts: counts.astype(ms.int32)),
+        ("grouped_quant_matmul", 3, lambda scale: scale.astype(ms.bfloat16)),
+        ("grouped_quant_matmul", 5, lambda scales: scales.reshape(-1, 1)),
+        ("grouped_weight_quant_matmul", 3, lambda scale: scale.astype(ms.float32)),
+        ("unpermute", 2, lambda shares: shares.astype(ms.float16)),
+        ("fill", 1, lambda mask: mask.reshape(-1)),
+        ("weight_quant_matmul", 4, lambda size: 16),
+        ("weight_quant_matmul", 2, lambda scale: ms.mint.permute(scale, (1, 0)).contiguous()),
+    ],
+)
+def test_a_spoiled_call_fails(name: str, place: int, change: Any) -> None:
+    def call(contract: Contract) -> None:
+        kernels, rng = AscendKernels(contract), np.random.default_rng(0)
+        x = normal(rng, (7, 64), ms.float16)
+        ids, shares = choices(rng, 7, 3, 5, 0)
+        for routing in ("Qwen3-MoE", "DeepSeek-V3"):
+            choice, experts, biased, _ = ROUTINGS[routing]
+            kernels.choose_experts(float32(rng, (7, experts)), choice, float32(rng, (experts,)) if biased else None)
+        for kind in ("floats", "dynamic", "w4a16"):
+            kernels.experts(x, *experts_of(kernels, kind, 0, 5, 64, 32, ms.float16), ids, shares, "silu")
+        kernels.linear(x, integer_weight(kernels, rng, Integers(4, 32, "float"), [48], 64, zeros=True))
+
+    call(Contract())
+    with pytest.raises((ContractError, RuntimeError, TypeError, ValueError)):
+        call(Spoiled(name, place, change))

@@ -16,6 +16,7 @@ from tests.checkpoints import DEEPSEEK, checkpoint, random_prompts
 from tests.engines import engine, greedy, token_ids
 from tests.lora.test_lora_parity import compare
 from tests.quantization.test_quantized_experts import made
+from tests.zoo.family import families
 from vllm_ms_models import kernels
 from vllm_ms_models.kernels.ascend import AscendKernels
 
@@ -32,6 +33,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 32,
         "norm_topk_prob": True,
     },
+    "gpt_oss": dict(families()["gpt_oss"].cases["sinks and windows"]),
 }
 PRODUCTS = {
     "floats": "matmul",
@@ -40,11 +42,12 @@ PRODUCTS = {
     "packed w4a16": "weight_quant_matmul",
 }
 CASES = [
-    *((family, "floats") for family in FAMILIES),
+    *((family, "floats") for family in ("qwen2", "llama", "deepseek_v3", "qwen3_moe")),
     *((family, name) for family in ("qwen2", "llama", "deepseek_v3") for name in ("w8a8 dynamic", "w8a8 static")),
     ("llama", "packed w4a16"),
     ("qwen3_moe", "packed w4a16"),
     ("deepseek_v3", "packed w4a16"),
+    ("gpt_oss", "floats"),  # sinks, biases of experts, clamped_swiglu
 ]
 QUICK = [("deepseek_v3", "w8a8 dynamic")]
 
@@ -75,8 +78,9 @@ def test_tokens_are_those_of_the_cpu(family: str, name: str, monkeypatch: pytest
     got = answers(folder)
     assert isinstance(kernels.get(), AscendKernels)
     assert got == want
-    assert {PRODUCTS[name], "paged_attention", "reshape_and_cache", "apply_rotary_pos_emb"} <= set(standin.called)
-    if family in ("deepseek_v3", "qwen3_moe"):
+    attention = "batch_matmul" if family == "gpt_oss" else "paged_attention"
+    assert {PRODUCTS[name], attention, "reshape_and_cache", "apply_rotary_pos_emb"} <= set(standin.called)
+    if family in ("deepseek_v3", "qwen3_moe", "gpt_oss"):
         one_by_one = (family, name) == ("deepseek_v3", "packed w4a16")  # its 80 inputs are two groups of 32 and a half
         chosen = "sigmoid_group_top_k" if family == "deepseek_v3" else "softmax_top_k"
         assert chosen in standin.called and (f"grouped_{PRODUCTS[name]}" in standin.called) != one_by_one

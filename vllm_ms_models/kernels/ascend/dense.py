@@ -62,7 +62,7 @@ class Dense:
         if weight.integers.activations == "dynamic":
             if x.dtype not in dtypes.TAKEN:  # as above, of unit vectors
                 rows = weight.data.astype(ms.float32) * weight.scales.reshape(-1, 1)
-                return self._ops.matmul(x.astype(ms.float32), rows)
+                return self._ops.matmul(self._ops.to_device(x.astype(ms.float32)), rows)
             rounded, token_scales = self._ops.quantize_by_token(x)
             return self._ops.quant_matmul(rounded, weight.data, weight.scales, weight.addends, token_scales, x.dtype)
         check(x)

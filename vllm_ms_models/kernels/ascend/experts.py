@@ -164,7 +164,7 @@ class Experts:
     def _round(self, rows: Tensor, inputs: Tensor, chosen: Tensor) -> Tensor:
         """Int8 `rows`, each by the static input of its expert: QuantV2 has one scale for all rows."""
         last = inputs.shape[0] - 1
-        owners = mint.clamp(self._ops.sort(chosen.reshape(-1)), 0, last)
+        owners = mint.clamp(self._ops.ascending(chosen.reshape(-1)), 0, last)
         own = self._ops.gather(inputs, owners)
         factors, offsets = mint.narrow(own, 1, 0, 1), mint.narrow(own, 1, 1, 1)
         rounded = mint.round(rows.astype(ms.float32) * factors) + offsets
@@ -206,11 +206,18 @@ class Experts:
         scales, addends = (
             mint.cat([getattr(weight, name).reshape(1, -1) for weight in int8], 0) for name in ("scales", "addends")
         )
-        inputs = _inputs(int8)
-        return Stacked(values, scales, addends, None if inputs is None else self._ops.to_device(inputs))
+        return Stacked(values, scales, addends, self._inputs(int8))
+
+    def _inputs(self, weights: Sequence[Int8Weight]) -> Tensor | None:
+        assert weights[0].integers is not None
+        if weights[0].integers.activations == "dynamic":
+            return None
+        scales, offsets = np.array([weight.inputs[0] for weight in weights], np.float32).T
+        inputs = Tensor.from_numpy(np.stack((np.float32(1) / scales, offsets), 1))
+        return self._ops.to_device(inputs)
 
     def _positions(self, rows: int) -> Tensor:
-        """0, 1 ... of as many rows; made again when there are more."""
+        """int64 0 to `rows`: a part of the most that there were."""
         if self._numbers is None or self._numbers.shape[0] < rows:
             self._numbers = self._ops.to_device(Tensor.from_numpy(np.arange(rows)))
         return mint.narrow(self._numbers, 0, 0, rows)
@@ -259,11 +266,3 @@ def _grouped(weights: Sequence[Weight], biased: bool) -> bool:
         return len(packed) == len(weights) and integers.can_be_stacked(packed)
     int8 = [weight for weight in weights if isinstance(weight, Int8Weight)]
     return not int8 or (not biased and all(len(set(weight.inputs)) == 1 for weight in int8))
-
-
-def _inputs(weights: Sequence[Int8Weight]) -> Tensor | None:
-    assert weights[0].integers is not None
-    if weights[0].integers.activations == "dynamic":
-        return None
-    scales, offsets = np.array([weight.inputs[0] for weight in weights], np.float32).T
-    return Tensor.from_numpy(np.stack((np.float32(1) / scales, offsets), 1))

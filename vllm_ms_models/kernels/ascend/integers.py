@@ -102,9 +102,8 @@ def product(fused: Any, x: Tensor, weight: FloatInputWeight) -> Tensor:
     """`x @ weight.T` in the dtype of `x`; scales are rounded to that. At least one row and one output."""
     (state,) = weight.state
     if x.dtype not in dtypes.TAKEN:  # while loading only: to see what the matrix makes of unit vectors
-        result: Tensor = fused.matmul(
-            fused.to_device(x.astype(ms.float32)), fused.to_device(Tensor.from_numpy(_widened(weight)))
-        )
+        matrix = fused.to_device(Tensor.from_numpy(_widened(weight)))
+        result: Tensor = fused.matmul(fused.to_device(x.astype(ms.float32)), matrix)
         return result
     if not isinstance(state, Packed) or state.scales.dtype != x.dtype:
         state = _packed(fused, weight, weight.loaded, x.dtype)

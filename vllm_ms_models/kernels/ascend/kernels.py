@@ -1,7 +1,7 @@
 """`Kernels` on MindSpore's fused operators for Ascend. **Not run on hardware.**"""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import mindspore as ms
 import numpy as np
@@ -120,8 +120,7 @@ class AscendKernels(Kernels):
     # --- mixture of experts ------------------------------------------------------------------------------------
 
     def choose_experts(self, logits: Tensor, routing: Routing, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        bias = None if bias is None else self._dense.constant(bias, ms.float32)
-        return routing_on_ascend.choose(self._ops, logits, routing, bias)
+        return routing_on_ascend.choose(self._ops, self._dense, logits, routing, bias)
 
     def experts(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
         return self._experts.multiply(self, x, *arguments, **options)
@@ -212,7 +211,3 @@ class AscendKernels(Kernels):
         scale: float,
     ) -> Tensor:
         return self._latent.prefill(query, cache, sequences, keys, values, scale)
-
-
-def _missing(what: str) -> NoReturn:
-    raise NotImplementedError(f"The Ascend kernels do not have {what} yet; serve this model with VLLM_MS_DEVICE=cpu.")

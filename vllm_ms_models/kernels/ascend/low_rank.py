@@ -20,56 +20,55 @@ class LowRankProducts:
 
     def __init__(self, fused: Any) -> None:
         self._ops = fused
-        # The last step's rows, the adapters that they have, and the rows on the device.
-        self._rows: tuple[Tensor, np.ndarray, Tensor] | None = None
+        self._rows: Tensor | None = None  # the last step's, in the host's memory
+        self._masks: dict[int, Tensor] = {}  # of each of its adapters, bool [tokens, 1] on the device
 
     def reduce(self, x: Tensor, rows: Tensor, adapters: Sequence[LowRank | None]) -> Addend:
-        numbers = self._numbers(rows)
-        if numbers.size and numbers[-1] >= len(adapters):
-            raise ValueError(f"a row has adapter {numbers[-1]}; there are {len(adapters)}")
+        masks = self._masks_of(rows)
+        if masks and max(masks) >= len(adapters):
+            raise ValueError(f"a row has adapter {max(masks)}; there are {len(adapters)}")
         parts = max((len(adapter.ranks) for adapter in adapters if adapter), default=0)
         width = reduced_width(adapters)
         total = mint.zeros((x.shape[0], parts * width), dtype=ms.float32)
-        for number in numbers:
+        for number, mask in masks.items():
             adapter = adapters[number]
             if adapter is not None and any(adapter.ranks):
-                columns = self._product(x, adapter.down) * self._ops.to_device(_column_scales(adapter))
-                total = mint.where(self._mask(number), self._spread(columns, adapter.ranks, width), total)
+                columns = self._product(x, adapter.down)
+                total = mint.where(mask, self._spread(columns, adapter, width), total)
         return Addend(rows, tuple(adapters), total)
 
     def add(self, product: Tensor, addend: Addend) -> Tensor:
         """`product` `[tokens, out_features]` with what the adapters add, in float32."""
         product = product.astype(ms.float32)
-        for number in self._numbers(addend.rows):
+        for number, mask in self._masks_of(addend.rows).items():
             adapter = addend.adapters[number]
             if adapter is not None and any(adapter.ranks):
                 added = self._expanded(addend.reduced, adapter)
-                product = mint.where(self._mask(number), product + added, product)
+                product = mint.where(mask, product + added, product)
         return product
 
-    def _numbers(self, rows: Tensor) -> np.ndarray:
-        """Which adapters the rows have, ascending. All linears of a step pass the same rows: they are read once."""
-        if self._rows is None or self._rows[0] is not rows:
-            numbers = np.unique(rows.asnumpy())
-            self._rows = rows, numbers[numbers >= 0], self._ops.to_device(rows)
-        return self._rows[1]
-
-    def _mask(self, number: int) -> Tensor:
-        """Which of the rows that `_numbers` was asked about have this adapter."""
-        assert self._rows is not None
-        return mint.eq(self._rows[2], int(number)).reshape(-1, 1)
+    def _masks_of(self, rows: Tensor) -> dict[int, Tensor]:
+        """Which rows have each adapter that some have. All linears of a step pass the same rows: it is made once."""
+        if self._rows is not rows:
+            numbers = rows.asnumpy()
+            self._masks = {
+                int(number): self._ops.to_device(Tensor.from_numpy((numbers == number).reshape(-1, 1)))
+                for number in np.unique(numbers[numbers >= 0])
+            }
+            self._rows = rows
+        return self._masks
 
     def _product(self, x: Tensor, weight: Weight) -> Tensor:
         result: Tensor = self._ops.matmul(x.astype(ms.float32).contiguous(), weight.data.astype(ms.float32))
         return result
 
     @staticmethod
-    def _spread(columns: Tensor, ranks: Sequence[int], width: int) -> Tensor:
-        """The columns of each part in `width` of its own; beyond its rank there are zeros."""
+    def _spread(columns: Tensor, adapter: LowRank, width: int) -> Tensor:
+        """The columns of each part, scaled, in `width` of its own; beyond its rank there are zeros."""
         parts, first = [], 0
-        for rank in ranks:
+        for rank, scale in zip(adapter.ranks, adapter.scales, strict=True):
             if rank:
-                parts.append(mint.narrow(columns, 1, first, rank))
+                parts.append(mint.narrow(columns, 1, first, rank) * scale)
             if rank < width:
                 parts.append(mint.zeros((columns.shape[0], width - rank), dtype=ms.float32))
             first += rank
@@ -88,7 +87,3 @@ class LowRankProducts:
                 parts.append(mint.zeros((reduced.shape[0], size), dtype=ms.float32))
             first += size
         return parts[0] if len(parts) == 1 else mint.cat(parts, 1)
-
-
-def _column_scales(adapter: LowRank) -> Tensor:
-    return Tensor.from_numpy(np.repeat(np.array(adapter.scales, np.float32), adapter.ranks))

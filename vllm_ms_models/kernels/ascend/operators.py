@@ -208,30 +208,6 @@ def quant_matmul(
     return multiply(x, weight, scale, None, bias, token_scales)
 
 
-# --- sampling --------------------------------------------------------------------------------------------------
-
-
-def argmax(x: Tensor) -> Tensor:
-    """int64 `[rows]` of float32 `[rows, n]`: where the largest of each row is, the first of equal ones."""
-    return _primitive("ArgMaxExt")(x, -1, False)
-
-
-def sort_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row of float32 `[rows, n]` in descending order, equal ones as they come; and int64 where each was."""
-    values, places = _primitive("SortExt")(x, -1, True, True)
-    return values, places
-
-
-def softmax(x: Tensor) -> Tensor:
-    """Of each row of float32 `[rows, n]`."""
-    return _primitive("Softmax", -1)(x)
-
-
-def cumsum(x: Tensor) -> Tensor:
-    """Along each row of float32 `[rows, n]`, itself included."""
-    return _primitive("CumsumExt")(x, -1, None)
-
-
 def weight_quant_matmul(x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor | None, group_size: int) -> Tensor:
     """`x @ ((weight + offset) * scale)`, of `[tokens, in]` and integers `[in, out]`, in the dtype of `x`.
 
@@ -271,8 +247,8 @@ def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, ids
 
 
-def sort(x: Tensor) -> Tensor:
-    """A vector in ascending order."""
+def ascending(x: Tensor) -> Tensor:
+    """An int32 vector, sorted."""
     return _primitive("SortExt")(x, -1, False, False)[0]
 
 
@@ -352,3 +328,27 @@ def unpermute(x: Tensor, places: Tensor, shares: Tensor) -> Tensor:
     The opposite of `route`, by the operator that `ops.moe_token_unpermute` calls.
     """
     return _primitive("InnerMoeTokenUnpermute")(x, places, shares, False, None)
+
+
+# --- sampling --------------------------------------------------------------------------------------------------
+
+
+def argmax(x: Tensor) -> Tensor:
+    """int64 `[rows]` of float32 `[rows, n]`: where the largest of each row is, the first of equal ones."""
+    return _primitive("ArgMaxExt")(x, -1, False)
+
+
+def sort(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row of float32 `[rows, n]` in descending order, equal ones as they come; and int64 where each was."""
+    values, places = _primitive("SortExt")(x, -1, True, True)
+    return values, places
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Of each row of float32 `[rows, n]`."""
+    return _primitive("Softmax", -1)(x)
+
+
+def cumsum(x: Tensor) -> Tensor:
+    """Along each row of float32 `[rows, n]`, itself included."""
+    return _primitive("CumsumExt")(x, -1, None)

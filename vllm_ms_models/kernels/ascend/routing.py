@@ -10,13 +10,14 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint
 
+from vllm_ms_models.kernels.ascend.dense import Dense
 from vllm_ms_models.kernels.routing import Routing
 
 _GROUP_LIMIT = 32  # experts in a group of FusedAddTopKDiv
 _GROUPS = 8  # which it takes with so many experts or more
 
 
-def choose(fused: Any, logits: Tensor, routing: Routing, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def choose(fused: Any, dense: Dense, logits: Tensor, routing: Routing, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """`Kernels.choose_experts`."""
     if logits.ndim != 2 or logits.dtype != ms.float32:
         raise ValueError(f"logits are float32 [tokens, experts], not {logits.dtype} {logits.shape}")
@@ -27,7 +28,7 @@ def choose(fused: Any, logits: Tensor, routing: Routing, bias: Tensor | None) ->
     if tokens == 0:
         return mint.zeros((0, routing.top_k), dtype=ms.int32), mint.zeros((0, routing.top_k), dtype=ms.float32)
     if _by_sigmoid(routing, experts):
-        bias = mint.zeros(experts, dtype=ms.float32) if bias is None else bias
+        bias = mint.zeros(experts, dtype=ms.float32) if bias is None else dense.constant(bias, ms.float32)
         arguments = routing.groups, routing.top_groups, _counted(routing), routing.top_k, float(routing.scale)
         shares, ids = fused.sigmoid_group_top_k(logits, bias, *arguments)
         return ids, shares
@@ -35,7 +36,7 @@ def choose(fused: Any, logits: Tensor, routing: Routing, bias: Tensor | None) ->
         shares, ids = fused.softmax_top_k(logits, routing.top_k)
     else:
         scores = mint.softmax(logits, -1) if routing.scoring == "softmax" else mint.sigmoid(logits)
-        ranks = scores if bias is None else scores + bias
+        ranks = scores if bias is None else scores + dense.constant(bias, ms.float32)
         _, ids = fused.top_k(_within_groups(fused, ranks, routing), routing.top_k)
         shares, ids = mint.gather(scores, 1, ids), ids.astype(ms.int32)
     if routing.renormalize:

@@ -23,7 +23,7 @@ class DeviceSampling:
         self, logits: Tensor, temperature: Tensor, top_k: Tensor | None, top_p: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         ops = self._ops
-        values, ids = ops.sort_rows(logits / ops.to_device(temperature).reshape(-1, 1))
+        values, ids = ops.sort(logits / ops.to_device(temperature).reshape(-1, 1))
         most = logits.shape[1]
         if top_k is not None:
             last = np.clip(top_k.asnumpy().astype(np.int64), 1, most).reshape(-1, 1) - 1

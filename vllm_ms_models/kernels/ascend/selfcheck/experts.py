@@ -49,10 +49,10 @@ def top_k(given: Given) -> list[Result]:
     return [Result(found, _at(values, ids)), Result(places, ids)]
 
 
-@case("sort", dtypes=(ms.int32,))
+@case("ascending", dtypes=(ms.int32,))
 def sort(given: Given) -> list[Result]:
     numbers = given.rng.integers(0, 100, 40)
-    return [Result(given.ops.sort(given.int32(numbers)), np.sort(numbers))]
+    return [Result(given.ops.ascending(given.int32(numbers)), np.sort(numbers))]
 
 
 @case("fill")

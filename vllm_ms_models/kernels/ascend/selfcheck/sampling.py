@@ -19,10 +19,10 @@ def argmax(given: Given) -> list[Result]:
     ]
 
 
-@case("sort_rows", dtypes=FLOAT32)
+@case("sort", dtypes=FLOAT32)
 def sort(given: Given) -> list[Result]:
     values = (given.rng.permutation(600).reshape(2, 300) // 2).astype(np.float32)  # each number twice
-    sorted_values, places = given.ops.sort_rows(given.place(values))
+    sorted_values, places = given.ops.sort(given.place(values))
     want = np.argsort(-values, axis=-1, kind="stable")
     return [Result(sorted_values, np.take_along_axis(values, want, -1).astype(np.float64)), Result(places, want)]
 
