@@ -3,6 +3,7 @@
 import gc
 import logging
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NoReturn
 
 import psutil
@@ -76,7 +77,8 @@ class MindSporeWorker(Worker):
         target = runtime.device()
         if target == "ascend":
             devices.check(number, self.ranks_here)
-        runtime.start(str(self.model_config.dtype).removeprefix("torch."), target, number, ranks.join_devices)
+        join = partial(ranks.join_devices, self.distributed_init_method)
+        runtime.start(str(self.model_config.dtype).removeprefix("torch."), target, number, join)
         gc.freeze()  # collections while loading need not visit all that was imported: they took a third of the load
         set_random_seed(self.model_config.seed)
         self._init_workspace_and_model_runner()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import torch
@@ -104,15 +105,17 @@ def make_group(coordinator: GroupCoordinator) -> Group:
     return _made[coordinator]
 
 
-def join_devices() -> None:
+def join_devices(torch_meeting: str) -> None:
     """Let this process's device be one of those of all ranks, by HCCL; every rank calls it. Not run on hardware.
 
-    The first rank says where MindSpore's processes meet; vLLM's own groups (gloo) carry that.
+    MindSpore's processes meet at a port of the address at which torch's have met, which is the first rank's.
     """
     world = get_world_group()
     if world.world_size == 1:
         return
-    meeting = f"tcp://{get_ip()}:{get_open_port()}" if world.rank_in_group == 0 else None
+    host = urlsplit(torch_meeting).hostname or get_ip()
+    host = f"[{host}]" if ":" in host else host
+    meeting = f"tcp://{host}:{get_open_port()}" if world.rank_in_group == 0 else None
     mint.distributed.init_process_group(
         "hccl", init_method=world.broadcast_object(meeting), world_size=world.world_size, rank=world.rank_in_group
     )
