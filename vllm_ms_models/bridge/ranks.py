@@ -25,7 +25,7 @@ from vllm.distributed.parallel_state import (
     get_world_group,
 )
 from vllm.distributed.utils import get_pp_indices
-from vllm.utils.network_utils import get_ip, get_open_port
+from vllm.utils.network_utils import get_loopback_ip, get_open_port
 
 from vllm_ms_models import kernels
 from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
@@ -113,7 +113,7 @@ def join_devices(torch_meeting: str) -> None:
     world = get_world_group()
     if world.world_size == 1:
         return
-    host = urlsplit(torch_meeting).hostname or get_ip()
+    host = urlsplit(torch_meeting).hostname or get_loopback_ip()  # a file: all are on one host
     host = f"[{host}]" if ":" in host else host
     meeting = f"tcp://{host}:{get_open_port()}" if world.rank_in_group == 0 else None
     mint.distributed.init_process_group(
