@@ -8,7 +8,7 @@ from vllm import envs
 from vllm.config import ModelConfig, ParallelConfig, VllmConfig
 
 from vllm_ms_models import registry, runtime
-from vllm_ms_models.bridge import encoder, lora, quantization, sentence_transformers, speculation
+from vllm_ms_models.bridge import encoder, lora, quantization, sentence_transformers, speculation, suites
 from vllm_ms_models.bridge.loader import LOAD_FORMATS
 from vllm_ms_models.checkpoint.errors import CheckpointError
 
@@ -43,6 +43,7 @@ def check(vllm_config: VllmConfig) -> None:
 def refusals(vllm_config: VllmConfig) -> Iterator[str]:
     """One sentence for each thing that was asked for and cannot be served."""
     yield from _loading(vllm_config)
+    yield from suites.refusals(vllm_config)
     spec = vllm_config.speculative_config
     if spec is not None:
         yield from speculation.refusals(spec, vllm_config.parallel_config)
