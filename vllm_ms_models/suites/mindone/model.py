@@ -104,7 +104,7 @@ class MindOneModel(nn.Cell):
         """
         for prefix, cell in model.cells_and_names():
             for name, parameter in list(cell._params.items()):
-                if parameter is not None:
+                if parameter is not None and not name.endswith("inv_freq"):  # computed, and not in checkpoints
                     delattr(cell, name)
                     yield cell, name, f"{prefix}.{name}" if prefix else name, parameter.shape
 
