@@ -10,7 +10,7 @@ from typing import Any
 from vllm_ms_models import suites
 
 VERSIONS = ("0.5.0",)
-TENSOR_PARALLEL = False
+TENSOR_PARALLEL = True  # where transformers has a plan for it
 
 # Architecture -> the module of mindone that has it.
 MODELS = {
