@@ -6,6 +6,8 @@ one package here, its adapter, which imports neither the suite nor MindSpore bef
 - `check()` raises `SuiteError`, one sentence, unless a version of the suite that works here is installed;
 - `TENSOR_PARALLEL` says whether its models can be split over ranks;
 - `architectures()` are those that it can serve, by their names in config.json;
+- `check_model(architecture, hf_config, ranks)`, if there is one, raises `SuiteError` for a model that cannot be built,
+  such as one that so many tensor-parallel ranks cannot share;
 - `build(architecture, hf_config, context)` makes the Cell that `bridge/model.py` serves.
 
 Like the platform, this is imported by every process of vLLM: no MindSpore here.

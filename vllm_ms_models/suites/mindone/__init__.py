@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from vllm_ms_models import suites
+from vllm_ms_models.suites.mindone import config
 
 VERSIONS = ("0.5.0",)
 TENSOR_PARALLEL = True  # where transformers has a plan for it
@@ -38,6 +39,11 @@ def check() -> None:
 
 def architectures() -> Collection[str]:
     return MODELS
+
+
+def check_model(architecture: str, hf_config: Any, ranks: int) -> None:
+    """SuiteError for a model that cannot be built for so many tensor-parallel ranks."""
+    config.check(architecture, hf_config, ranks)
 
 
 def build(architecture: str, hf_config: Any, context: Any) -> Any:
