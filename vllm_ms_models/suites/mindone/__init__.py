@@ -23,7 +23,6 @@ MODELS = {
     "LlamaForCausalLM": "mindone.transformers.models.llama.modeling_llama",
     "MistralForCausalLM": "mindone.transformers.models.mistral.modeling_mistral",
     "MixtralForCausalLM": "mindone.transformers.models.mixtral.modeling_mixtral",
-
     "Olmo2ForCausalLM": "mindone.transformers.models.olmo2.modeling_olmo2",
     "Phi3ForCausalLM": "mindone.transformers.models.phi3.modeling_phi3",
     "Qwen2ForCausalLM": "mindone.transformers.models.qwen2.modeling_qwen2",

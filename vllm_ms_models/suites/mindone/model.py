@@ -15,7 +15,7 @@ from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.suites import OPTION, SuiteError
-from vllm_ms_models.suites.mindone import MODELS, attention, importing, names, operators, parts
+from vllm_ms_models.suites.mindone import MODELS, attention, importing, names, operators
 from vllm_ms_models.suites.mindone.config import as_mindone_reads, check, plan
 from vllm_ms_models.suites.mindone.noted import NotedEmbedding, NotedLinear
 from vllm_ms_models.suites.mindone.parts import Maker, kv_group
@@ -39,7 +39,7 @@ def prepare() -> None:
     for module, values in (item for source in more for item in source.items()):
         overrides[module] = {**overrides.get(module, {}), **values}
     importing.install(names.BYPASSED, overrides)
-    modeling = import_module("mindone.transformers.modeling_utils")
+    modeling: Any = import_module("mindone.transformers.modeling_utils")
     modeling.AttentionInterface.register(attention.NAME, attention.attend)
     modeling._init_weights = False  # mindone's own switch: no random numbers, the checkpoint has them all
 
@@ -48,6 +48,12 @@ def mindone_class(architecture: str) -> type[Any]:
     """mindone's class of that name, its modules imported as importing.py says."""
     prepare()
     return getattr(import_module(MODELS[architecture]), architecture)
+
+
+def window_of(config: Any, layer: int) -> int | None:
+    """What the config says of one layer. Some of mindone's modules do not pass it on: they have it in their masks."""
+    kinds = getattr(config, "layer_types", None)
+    return config.sliding_window if kinds and kinds[layer] == "sliding_attention" else None
 
 
 class _Output(tuple):
@@ -107,11 +113,11 @@ class MindOneModel(nn.Cell):
         ]
         if len(modules) != config.num_hidden_layers:
             raise SuiteError(
-                f"{type(self.language_model).__name__} of mindone has {len(modules)} modules of attention that are known "
-                f"to be such, for {config.num_hidden_layers} layers; leave out {OPTION}."
+                f"{len(modules)} modules of attention were found in {config.num_hidden_layers} layers of "
+                f"{type(self.language_model).__name__} of mindone; leave out {OPTION}."
             )
         for name, cell in modules:
-            ours = Attention(f"{name}.attn", own, own_kv, size)
+            ours = Attention(f"{name}.attn", own, own_kv, size, window=window_of(config, cell.layer_idx))
             cell.paged_attention = attention.PagedAttention(ours, self.step)
             # Some count heads, or features of all heads, in the shapes that they give to tensors.
             for count in HEAD_COUNTS:

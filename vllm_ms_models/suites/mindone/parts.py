@@ -1,6 +1,6 @@
 """Our linears, embeddings and experts in the places of those that mindone's models noted (noted.py).
 
-They bring what mindone's have not: bfloat16 and speed on CPUs, and a share of each matrix for each tensor-parallel rank.
+They bring what mindone's have not: bfloat16 and speed on CPUs, and a share of each matrix for each rank.
 """
 
 from collections.abc import Mapping
