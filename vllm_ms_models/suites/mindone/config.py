@@ -29,8 +29,8 @@ def check(architecture: str, config: Any, ranks: int) -> None:
         )
     if getattr(config, "clip_qkv", None) is not None:
         raise SuiteError(
-            f"clip_qkv is not supported with {OPTION} 'mindone': it is done by an operator that MindSpore has for Ascend "
-            f"only; serve another model."
+            f"clip_qkv is not supported with {OPTION} 'mindone', which does it by an operator that MindSpore has for "
+            "Ascend only; serve another model."
         )
     if ranks > 1 and {plan(config).get(name) for name in PROJECTIONS} != {"colwise"}:
         raise SuiteError(
