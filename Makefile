@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(bin):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-all fuzz soak lint format bench bench-kernels docs clean
+.PHONY: help install serve test test-all test-suites fuzz soak lint format bench bench-kernels docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -30,6 +30,10 @@ test: ## the quick tests; ARGS="-k name" picks
 test-all: ## every test, the slow ones too
 	@scripts/setup.sh test test-weights
 	@$(bin)/python -m pytest -m "" $(ARGS)
+
+test-suites: ## models of MindSpore's suites (docs/suites.md), in an environment of their own
+	@scripts/setup_suites.sh
+	@PATH="$(CURDIR)/.venv-suites/bin:$$PATH" .venv-suites/bin/python -m pytest -m "" tests/suites $(ARGS)
 
 fuzz: ## hostile input, 100,000 of each kind; ARGS="--targets headers rope", "--inputs 1000" and others go to tests/fuzz
 	@scripts/setup.sh test

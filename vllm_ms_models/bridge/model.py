@@ -3,7 +3,9 @@
 vLLM inspects the class in processes that run no model, so MindSpore is imported only when one is built.
 """
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -11,12 +13,15 @@ from vllm.config import ModelConfig, VllmConfig
 from vllm.forward_context import get_forward_context
 from vllm.sequence import IntermediateTensors
 
-from vllm_ms_models import registry
+from vllm_ms_models import registry, suites
 
 if TYPE_CHECKING:
     from vllm_ms_models.bridge.lora import AdapterManager
     from vllm_ms_models.checkpoint.index import Checkpoint
     from vllm_ms_models.checkpoint.slots import Slot
+    from vllm_ms_models.layers.context import ModelContext
+
+logger = logging.getLogger("vllm.ms_models")
 
 # vLLM's names of what a stage of a pipeline hands to the next, `[tokens, hidden]` each.
 STREAM = ("hidden_states", "residual")
@@ -62,7 +67,7 @@ class Shell(torch.nn.Module):
 
 
 class CausalLMShell(Shell):
-    """A text-generation model to vLLM; all work is done by the Cell registered for `architecture`.
+    """A text-generation model to vLLM; all work is done by the Cell registered for `architecture`, or by a suite's.
 
     With `--runner pooling` it embeds or classifies instead (bridge/pooling.py): then it has a `pooler` and no head.
 
@@ -82,14 +87,14 @@ class CausalLMShell(Shell):
         from vllm_ms_models.bridge.tensors import Staging
 
         model_config = self.model_config(vllm_config)
-        cell_class = registry.lookup(self.architecture)
+        make_cell = self.maker(vllm_config)
         self.hidden_size = model_config.get_hidden_size()
         self.dtype = model_config.dtype
         self.staging = Staging(self.hidden_size, self.dtype)
-        context = model_context(vllm_config, model_config, getattr(cell_class, "renamed", ()))
+        context = model_context(vllm_config, model_config, getattr(make_cell, "renamed", ()))
         self.stage = context.pipeline
         self.received = [Staging(self.hidden_size, self.dtype) for _ in STREAM]
-        self.cell: Any = cell_class(self.cell_config(model_config), context)
+        self.cell: Any = make_cell(self.cell_config(model_config), context)
         if self.stage.size > 1 and not hasattr(self.cell, "elsewhere"):
             raise ValueError(
                 f"{self.architecture} cannot be split over the stages of a pipeline; "
@@ -115,6 +120,15 @@ class CausalLMShell(Shell):
                 if prefix:
                     cell.name = f"{prefix}.{cell.name}"
                 layers[cell.name] = layer
+
+    def maker(self, vllm_config: VllmConfig) -> Callable[[Any, "ModelContext"], Any]:
+        """Makes the Cell of this architecture: the class registered for it, or a suite's adapter if one was chosen."""
+        source = suites.source(vllm_config)
+        if source == suites.NATIVE:
+            return registry.lookup(self.architecture)
+        suites.adapter(source).check()
+        logger.info("%s comes from %s.", self.architecture, source)
+        return partial(suites.adapter(source).build, self.architecture)
 
     @staticmethod
     def model_config(vllm_config: VllmConfig) -> ModelConfig:

@@ -15,6 +15,7 @@ from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
 
+from vllm_ms_models import suites
 from vllm_ms_models.checkpoint.errors import CheckpointError, quote
 from vllm_ms_models.checkpoint.files import read_json
 from vllm_ms_models.quantization import formats
@@ -153,9 +154,11 @@ def option_problem(vllm_config: VllmConfig) -> str | None:
     options = vllm_config.additional_config
     if not options:
         return None
-    if not isinstance(options, dict) or set(options) - {FP8_OPTION} or _option(vllm_config) not in FP8_CHOICES:
+    known = {FP8_OPTION, suites.OPTION}
+    if not isinstance(options, dict) or set(options) - known or _option(vllm_config) not in FP8_CHOICES:
         return (
             f"--additional-config {quote(options)} is not understood; it may hold {FP8_OPTION!r}, which is one of "
-            f"{', '.join(FP8_CHOICES)} (what FP8 weights become)."
+            f"{', '.join(FP8_CHOICES)} (what FP8 weights become), and {suites.OPTION!r}, which is one of "
+            f"{', '.join((suites.NATIVE, *suites.SOURCES))}."
         )
     return None

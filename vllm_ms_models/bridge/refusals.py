@@ -9,9 +9,10 @@ from vllm import envs
 from vllm.config import ModelConfig, ParallelConfig, VllmConfig
 
 from vllm_ms_models import registry, runtime
-from vllm_ms_models.bridge import encoder, lora, quantization, sentence_transformers, speculation
+from vllm_ms_models.bridge import encoder, lora, quantization, sentence_transformers, speculation, suites
 from vllm_ms_models.bridge.loader import LOAD_FORMATS
 from vllm_ms_models.checkpoint.errors import CheckpointError
+from vllm_ms_models.suites import ADDED
 
 WORKER = "vllm_ms_models.worker.MindSporeWorker"
 INT8_CACHE = "int8_per_token_head"  # vLLM's name of it
@@ -44,6 +45,7 @@ def check(vllm_config: VllmConfig) -> None:
 def refusals(vllm_config: VllmConfig) -> Iterator[str]:
     """One sentence for each thing that was asked for and cannot be served."""
     yield from _loading(vllm_config)
+    yield from suites.refusals(vllm_config)
     spec = vllm_config.speculative_config
     if spec is not None:
         yield from speculation.refusals(spec, vllm_config.parallel_config)
@@ -54,7 +56,8 @@ def refusals(vllm_config: VllmConfig) -> Iterator[str]:
             )
         yield from _model(vllm_config, spec.draft_model_config)
     for architecture in vllm_config.model_config.architectures:
-        registry.check(registry.unconverted(architecture))
+        if architecture not in ADDED:
+            registry.check(registry.unconverted(architecture))
     yield from _model(vllm_config, vllm_config.model_config)
     if runtime.device() == "ascend":
         yield from _ascend(vllm_config.model_config)
