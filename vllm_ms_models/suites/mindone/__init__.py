@@ -31,4 +31,6 @@ def architectures() -> Collection[str]:
 
 def build(architecture: str, hf_config: Any, context: Any) -> Any:
     """The Cell of `architecture`, as `bridge/model.py` wants it."""
-    raise NotImplementedError
+    from vllm_ms_models.suites.mindone.model import MindOneModel
+
+    return MindOneModel(architecture, hf_config, context)

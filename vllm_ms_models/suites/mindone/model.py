@@ -1,0 +1,142 @@
+"""A model of mindone as the Cell that vLLM is served from (bridge/model.py)."""
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import mindspore as ms
+import ml_dtypes
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+
+from vllm_ms_models.checkpoint.slots import Slot
+from vllm_ms_models.layers.attention import Attention
+from vllm_ms_models.layers.batch import Batch
+from vllm_ms_models.layers.context import ModelContext
+from vllm_ms_models.suites.mindone import MODELS, attention, importing, names, operators, parts
+from vllm_ms_models.suites.mindone.config import as_mindone_reads
+
+HEAD = "lm_head"
+
+
+def mindone_class(architecture: str) -> type[Any]:
+    """mindone's class of that name, its modules imported as importing.py says."""
+    noted: dict[str, dict[str, Any]] = {
+        "mindspore.nn": {"Dense": parts.NotedLinear, "Embedding": parts.NotedEmbedding},
+        "mindspore.mint.nn": {"Linear": parts.NotedLinear, "Embedding": parts.NotedEmbedding},
+    }
+    overrides = noted
+    more = [names.supplied()]
+    if ms.get_context("device_target") == "CPU":
+        more.append(operators.spellings())
+    for module, values in (item for source in more for item in source.items()):
+        overrides[module] = {**overrides.get(module, {}), **values}
+    importing.install(names.BYPASSED, overrides)
+    modeling = import_module("mindone.transformers.modeling_utils")
+    modeling.AttentionInterface.register(attention.NAME, attention.attend)
+    modeling._init_weights = False  # mindone's own switch: no random numbers, the checkpoint has them all
+    return getattr(import_module(MODELS[architecture]), architecture)
+
+
+class _Output(tuple):
+    """What mindone's decoders give: the hidden states, by number and by name."""
+
+    @property
+    def last_hidden_state(self) -> Tensor:
+        return self[0]
+
+    past_key_values = hidden_states = attentions = None
+
+
+class _Given(nn.Cell):
+    """In the place of the decoder when logits are computed: what it gave is already there."""
+
+    def construct(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _Output:
+        return _Output((inputs_embeds,))
+
+
+class MindOneModel(nn.Cell):
+    """A language model of mindone: its own code round our linears, embeddings and attention.
+
+    `config` is transformers' own. The step's tokens are one sequence to mindone's code, which only attention looks
+    into; their positions are the ones that vLLM gives.
+    """
+
+    def __init__(self, architecture: str, config: Any, context: ModelContext) -> None:
+        super().__init__()
+        cls = mindone_class(architecture)
+        config = as_mindone_reads(config, attention.NAME)
+        self.dtype = context.dtype
+        self.step = attention.Step()
+        self.language_model = cls(config)
+        self.language_model.set_train(False)
+        heads = config.num_attention_heads
+        maker = parts.Maker(context, {}, (heads, getattr(config, "num_key_value_heads", heads)), HEAD)
+        maker.tied = config.tie_word_embeddings
+        parts.replace(self.language_model, maker)
+        self._add_attention(config, context)
+        self.parameters = list(self._parameters_of(self.language_model))
+        prefix = self.language_model.base_model_prefix
+        self.decoder = getattr(self.language_model, prefix)
+        setattr(self.language_model, prefix, _Given())
+        if hasattr(self.decoder, "_update_causal_mask"):  # our attention needs no mask
+            self.decoder._update_causal_mask = lambda *_, **__: None
+
+    def _add_attention(self, config: Any, context: ModelContext) -> None:
+        """Each module of attention gets ours; they are the ones that know which layer they are in."""
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        found = [
+            (name, cell)
+            for name, cell in self.language_model.cells_and_names()
+            if isinstance(getattr(cell, "layer_idx", None), int) and hasattr(cell, "is_causal")
+        ]
+        for name, cell in found:
+            cell.paged_attention = attention.PagedAttention(Attention(f"{name}.attn", heads, kv_heads, size), self.step)
+
+    def _parameters_of(self, model: nn.Cell) -> Iterator[tuple[nn.Cell, str, str, tuple[int, ...]]]:
+        """The parameters that are not in layers of ours: (module, name in it, name in the checkpoint, shape)."""
+        for prefix, cell in model.cells_and_names():
+            for name, parameter in cell._params.items():
+                if parameter is not None:
+                    yield cell, name, f"{prefix}.{name}" if prefix else name, parameter.shape
+
+    def slots(self) -> Iterator[Slot]:
+        for cell, attribute, name, shape in self.parameters:
+
+            def load(source: np.ndarray, cell: nn.Cell = cell, attribute: str = attribute, name: str = name) -> None:
+                value = Parameter(self._tensor(source), name=name, requires_grad=False)
+                setattr(cell, attribute, value)
+
+            yield Slot(name, shape, load)
+
+    def _tensor(self, source: np.ndarray) -> Tensor:
+        """A copy of `source` in the model's dtype."""
+        if self.dtype == ms.bfloat16:
+            return Tensor.from_numpy(source.astype(ml_dtypes.bfloat16).view(np.int16)).view(ms.bfloat16)
+        return Tensor.from_numpy(source.astype(np.float16 if self.dtype == ms.float16 else np.float32))
+
+    def construct(self, input_ids: Tensor | None, batch: Batch, inputs_embeds: Tensor | None = None) -> Tensor:
+        """Hidden states `[tokens, hidden]`."""
+        embeds = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        self.step.batch = batch
+        try:
+            result = self.decoder(
+                inputs_embeds=embeds.expand_dims(0),
+                position_ids=batch.positions.expand_dims(0),
+                cache_position=batch.positions,
+                use_cache=False,
+            )
+        finally:
+            self.step.batch = None
+        return result[0].view(embeds.shape)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Input embeddings `[tokens, hidden]`."""
+        return self.decoder.get_input_embeddings()(input_ids)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits `[rows, vocab]` of hidden states `[rows, hidden]`, by mindone's own code."""
+        result = self.language_model(inputs_embeds=hidden.expand_dims(0))
+        return result[0].view(hidden.shape[0], -1)
