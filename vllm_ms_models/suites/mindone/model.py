@@ -7,7 +7,7 @@ from typing import Any
 import mindspore as ms
 import ml_dtypes
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Tensor, nn
 
 from vllm_ms_models.checkpoint.slots import Slot
 from vllm_ms_models.layers.attention import Attention
@@ -28,6 +28,7 @@ def mindone_class(architecture: str) -> type[Any]:
     overrides = noted
     more = [names.supplied()]
     if ms.get_context("device_target") == "CPU":
+        ms.device_context.cpu.op_tuning.threads_num(1)
         more.append(operators.spellings())
     for module, values in (item for source in more for item in source.items()):
         overrides[module] = {**overrides.get(module, {}), **values}
@@ -75,7 +76,7 @@ class MindOneModel(nn.Cell):
         maker.tied = config.tie_word_embeddings
         parts.replace(self.language_model, maker)
         self._add_attention(config, context)
-        self.parameters = list(self._parameters_of(self.language_model))
+        self.weights = list(self._take_parameters(self.language_model))
         prefix = self.language_model.base_model_prefix
         self.decoder = getattr(self.language_model, prefix)
         setattr(self.language_model, prefix, _Given())
@@ -95,19 +96,23 @@ class MindOneModel(nn.Cell):
         for name, cell in found:
             cell.paged_attention = attention.PagedAttention(Attention(f"{name}.attn", heads, kv_heads, size), self.step)
 
-    def _parameters_of(self, model: nn.Cell) -> Iterator[tuple[nn.Cell, str, str, tuple[int, ...]]]:
-        """The parameters that are not in layers of ours: (module, name in it, name in the checkpoint, shape)."""
+    def _take_parameters(self, model: nn.Cell) -> Iterator[tuple[nn.Cell, str, str, tuple[int, ...]]]:
+        """The parameters that are not in layers of ours: (module, name in it, name in the checkpoint, shape).
+
+        They become plain tensors, in the model's dtype once loaded: MindSpore makes no parameter of bfloat16 beside
+        NumPy 2.
+        """
         for prefix, cell in model.cells_and_names():
-            for name, parameter in cell._params.items():
+            for name, parameter in list(cell._params.items()):
                 if parameter is not None:
+                    delattr(cell, name)
                     yield cell, name, f"{prefix}.{name}" if prefix else name, parameter.shape
 
     def slots(self) -> Iterator[Slot]:
-        for cell, attribute, name, shape in self.parameters:
+        for cell, attribute, name, shape in self.weights:
 
-            def load(source: np.ndarray, cell: nn.Cell = cell, attribute: str = attribute, name: str = name) -> None:
-                value = Parameter(self._tensor(source), name=name, requires_grad=False)
-                setattr(cell, attribute, value)
+            def load(source: np.ndarray, cell: nn.Cell = cell, attribute: str = attribute) -> None:
+                cell.__dict__[attribute] = self._tensor(source)
 
             yield Slot(name, shape, load)
 
@@ -119,18 +124,18 @@ class MindOneModel(nn.Cell):
 
     def construct(self, input_ids: Tensor | None, batch: Batch, inputs_embeds: Tensor | None = None) -> Tensor:
         """Hidden states `[tokens, hidden]`."""
-        embeds = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         self.step.batch = batch
         try:
             result = self.decoder(
-                inputs_embeds=embeds.expand_dims(0),
+                input_ids=None if input_ids is None else input_ids.expand_dims(0),
+                inputs_embeds=None if inputs_embeds is None else inputs_embeds.expand_dims(0),
                 position_ids=batch.positions.expand_dims(0),
                 cache_position=batch.positions,
                 use_cache=False,
             )
         finally:
             self.step.batch = None
-        return result[0].view(embeds.shape)
+        return result[0].squeeze(0)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Input embeddings `[tokens, hidden]`."""
