@@ -67,15 +67,30 @@ def check_architecture(name: str, architecture: str) -> None:
         )
 
 
-def require(name: str, distribution: str, versions: Collection[str]) -> None:
-    """SuiteError, in one sentence, unless one of `versions` of the suite's distribution on PyPI is installed."""
+def require(name: str, distribution: str, versions: Collection[str], others: Collection[str] = ()) -> None:
+    """SuiteError, in one sentence, unless one of `versions` of the suite's distribution on PyPI is installed.
+
+    `others` are distributions that it cannot be imported without, and that vLLM does not bring.
+    """
+    found = _installed(distribution)
+    missing = [other for other in others if _installed(other) is None]
+    if found in versions and not missing:
+        return
+    *_, newest = versions
+    if found in versions:
+        problem = f"needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed"
+    else:
+        problem = f"works with {distribution} {' or '.join(versions)}, and {found or 'none'} is installed"
+    wanted = ([] if found in versions else [f"{distribution}=={newest}"]) + missing
+    raise SuiteError(
+        f"{OPTION} {name!r} {problem}; run `pip install --no-deps {' '.join(wanted)}` (what pip would add by itself "
+        "replaces packages of vLLM)."
+    )
+
+
+def _installed(distribution: str) -> str | None:
+    """Its version; None without it."""
     try:
-        found = f"{version(distribution)} is"
+        return version(distribution)
     except PackageNotFoundError:
-        found = "none is"
-    if found.removesuffix(" is") not in versions:
-        *_, newest = versions
-        raise SuiteError(
-            f"{OPTION} {name!r} works with {distribution} {' or '.join(versions)}, and {found} installed; run "
-            f"`pip install --no-deps {distribution}=={newest}` (what it depends on would replace packages of vLLM)."
-        )
+        return None

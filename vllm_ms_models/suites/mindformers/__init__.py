@@ -1,15 +1,16 @@
 """MindSpore Transformers (mindformers) as a source of models: its inference models, fed from our batches.
 
-On a CPU its norms, rotary embeddings and core attention, whose operators MindSpore has for Ascend only, give way to
-Cells on our kernels (`cpu`). On Ascend nothing of it is replaced (`ascend`, not run on hardware).
+On a CPU its norms, rotary embeddings, core attention and experts, whose operators MindSpore has for Ascend only, give
+way to Cells on our kernels (`cpu`, `parts`). On Ascend nothing of it is replaced (`ascend`, not run on hardware).
 
-What the models are built with is in `network`, which imports mindformers; this module imports neither it nor MindSpore.
+`network` imports mindformers; this module imports neither it nor MindSpore.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
-from vllm_ms_models import suites
+from vllm_ms_models import runtime, suites
+from vllm_ms_models.suites.mindformers import checks
 
 VERSIONS = ("1.9.0",)
 
@@ -31,11 +32,14 @@ NEEDED = (
 
 TENSOR_PARALLEL = False
 
-# Architecture -> the package of mindformers.models that has it.
+# Architecture -> the module of mindformers that has it.
 MODELS = {
-    "Glm4ForCausalLM": "glm4",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
+    "DeepseekV3ForCausalLM": "mindformers.models.deepseek3.modeling_deepseek_v3_infer",
+    "Glm4ForCausalLM": "mindformers.models.glm4.modeling_glm4_infer",
+    "Glm4MoeForCausalLM": "mindformers.models.glm4_moe.modeling_glm4_moe_infer",
+    "Qwen2ForCausalLM": "mindformers.models.qwen2.modeling_qwen2_infer",
+    "Qwen3ForCausalLM": "mindformers.models.qwen3.modeling_qwen3_infer",
+    "Qwen3MoeForCausalLM": "mindformers.models.qwen3_moe.modeling_qwen3_moe_infer",
 }
 
 
@@ -48,16 +52,21 @@ def architectures() -> Collection[str]:
     return MODELS
 
 
+def problems(architecture: str, hf_config: Any, dtype: str) -> Iterator[str]:
+    """What `build` could not make a right model of."""
+    return checks.problems(architecture, hf_config, dtype, runtime.device())
+
+
 def build(architecture: str, hf_config: Any, context: Any) -> Any:
     """The Cell of `architecture`, as `bridge/model.py` wants it."""
-    from vllm_ms_models import kernels
     from vllm_ms_models.suites.mindformers import network
 
-    made = network.make(MODELS[architecture], hf_config, context)
-    if kernels.get().name == "ascend":
+    device = runtime.device()
+    made = network.make(architecture, MODELS[architecture], hf_config, context, device)
+    if device == "ascend":
         from vllm_ms_models.suites.mindformers.ascend import AscendCausalLM
 
-        return AscendCausalLM(made, context)
+        return AscendCausalLM(made, hf_config, context)
     from vllm_ms_models.suites.mindformers.cpu import CpuCausalLM
 
-    return CpuCausalLM(made, hf_config, context)
+    return CpuCausalLM(architecture, made, hf_config, context)

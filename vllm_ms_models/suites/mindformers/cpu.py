@@ -1,11 +1,13 @@
-"""mindformers' networks on a CPU: norms, rotary embeddings and core attention on our kernels, all else its own.
+"""mindformers' networks on a CPU: norms, rotary embeddings, core attention and experts on our kernels.
 
-Its own three call RmsNorm, ApplyRotaryPosEmb, ReshapeAndCache, FlashAttentionScore and PagedAttention, which MindSpore
-has for Ascend only. Ours read the paged cache that vLLM allocates, so that batches of any mix of prompts and single
-tokens, chunks of prompts and cached prefixes go the way that they do in our own models.
+Those of mindformers call RmsNorm, ApplyRotaryPosEmb, ReshapeAndCache, FlashAttentionScore, PagedAttention and grouped
+products, which MindSpore has for Ascend only. Everything else is its own: embedding, linear layers, activation, the
+order of it all. Ours use the paged cache that vLLM allocates, hence prompts and single tokens in one batch, chunks of
+prompts and cached prefixes work as in our own models.
 """
 
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import mindspore as ms
@@ -16,81 +18,52 @@ from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.layer import Layer
-from vllm_ms_models.layers.norm import RMSNorm
+from vllm_ms_models.layers.prediction import prediction_tensors
 from vllm_ms_models.layers.rotary import RotaryEmbedding
 from vllm_ms_models.suites.mindformers import weights
+from vllm_ms_models.suites.mindformers.parts import CoreAttention, CoreLatentAttention, Experts, Norm, Rotary
 
-
-class Norm(RMSNorm):
-    """Instead of mindformers' RMSNorm; what it normalises may be a view of a larger tensor."""
-
-    def construct(self, x: Tensor) -> Tensor:
-        return super().construct(x.contiguous())
-
-
-class Rotary(Layer):
-    """Instead of mindformers' RotaryEmbedding: both the model's, which chooses angles, and a layer's, which rotates.
-
-    The model's hands the positions on to the layers' in the place of angles.
-    """
-
-    def __init__(self, rotary: RotaryEmbedding) -> None:
-        super().__init__()
-        self.rotary = rotary
-
-    def get_cos_sin_for_decode(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """What each layer is called with as cos and sin."""
-        return positions, positions
-
-    def construct(
-        self, query: Tensor, key: Tensor, positions: Tensor, same: Tensor, lengths: Any
-    ) -> tuple[Tensor, Tensor]:
-        """`[tokens, heads * head_size]` queries and `[tokens, kv_heads * head_size]` keys, rotated."""
-        query, key = query.contiguous(), key.contiguous()
-        self.rotary(query, key, positions)
-        return query, key
-
-
-class CoreAttention(Layer):
-    """Instead of mindformers' FlashAttention; the batch comes as its `block_tables`."""
-
-    def __init__(self, attention: Attention) -> None:
-        super().__init__()
-        self.attention = attention
-
-    def construct(self, query: Tensor, key: Tensor, value: Tensor, block_tables: Batch, **ignored: Any) -> Tensor:
-        """Of `[tokens, features]` each: as `Attention`. What else mindformers passes on is None, or in the batch."""
-        return self.attention(query, key, value.contiguous(), block_tables)
+# Architecture with experts -> the module of ours that has its feed-forward block.
+SPARSE = {
+    "DeepseekV3ForCausalLM": "vllm_ms_models.deepseek_v3.model",
+    "Glm4MoeForCausalLM": "vllm_ms_models.glm4_moe.model",
+    "Qwen3MoeForCausalLM": "vllm_ms_models.qwen3_moe.model",
+}
 
 
 class CpuCausalLM(nn.Cell):
-    """A network of mindformers as `bridge/model.py` wants it, on a CPU."""
+    """A network of mindformers with our parts, as `bridge/model.py` wants it."""
 
-    def __init__(self, network: Any, hf_config: Any, context: ModelContext) -> None:
+    def __init__(self, architecture: str, network: Any, hf_config: Any, context: ModelContext) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
+        self.ignored = prediction_tensors(hf_config)
         model = network.model
-        model.move_lens_to_cpu = False  # there is none of them
-        model.return_hidden_states = True  # not the logits of all tokens
+        model.move_lens_to_cpu = False  # there are none
+        model.return_hidden_states = True  # vLLM chooses the tokens whose logits it wants
         model.is_prefill = False  # angles by position
-        model.pre_process = False  # takes embeddings
+        model.pre_process = False  # it is given embeddings
         replace_norms(network)
-        rotary = Rotary(RotaryEmbedding(hf_config, context, interleaved=_is_interleaved(network)))
-        model.rotary_pos_emb = rotary
+        interleaved = network.transformer_config.rotary_cos_format == "interleaved"
+        rotary = RotaryEmbedding(hf_config, context, interleaved)
+        model.rotary_pos_emb = Rotary(rotary)
         for number, layer in enumerate(model.decoder.layers):
-            block = layer.self_attention
-            block.rotary_emb = rotary
-            heads = block.num_attention_heads_per_partition, block.num_query_groups_per_partition
-            attention = Attention(f"model.layers.{number}.self_attn.attn", *heads, block.hidden_size_per_attention_head)
-            block.core_attention = CoreAttention(attention)
+            prefix, block = f"model.layers.{number}", layer.self_attention
+            block.is_prefill = False  # latent attention absorbs queries
+            block.rotary_emb = model.rotary_pos_emb
+            block.core_attention = _core_attention(f"{prefix}.self_attn.attn", block, rotary)
+            if layer.moe_layer:
+                make = import_module(SPARSE[architecture]).feed_forward
+                layer.mlp = Experts(make(hf_config, number, context, f"{prefix}.mlp"))
 
     def construct(self, input_ids: Tensor | None, batch: Batch, inputs_embeds: Tensor | None = None) -> Tensor:
         """Tokens (or embeddings) to the last hidden states `[tokens, hidden]`."""
         embeds = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
-        # All of a network's layers pass `block_tables` on to core attention as it is.
-        return self.network.model(None, hidden_states=embeds, positions=batch.positions, block_tables=batch)
+        return self.network.model(
+            None, hidden_states=embeds, positions=batch.positions, slot_mapping=batch, block_tables=batch
+        )
 
-    def embed(self, input_ids: Tensor) -> Tensor:
+    def embed(self, input_ids: Tensor | None) -> Tensor:
         """Input embeddings `[tokens, hidden]`."""
         return self.network.model.embedding(input_ids)
 
@@ -99,21 +72,29 @@ class CpuCausalLM(nn.Cell):
         return self.network.model.output_layer(hidden).astype(ms.float32)
 
     def slots(self) -> Iterator[Slot]:
-        """Of all that is mindformers' own; norms have theirs."""
+        """Of mindformers' own parameters; our parts have theirs."""
         return weights.slots(self.network)
 
+    def finish_loading(self) -> None:
+        """Let latent attention split the matrix that it absorbs."""
+        self.network.process_weights_after_loading(self.network.model)
 
-def _is_interleaved(network: Any) -> bool:
-    return network.transformer_config.rotary_cos_format == "interleaved"
+
+def _core_attention(name: str, block: Any, rotary: RotaryEmbedding) -> Layer:
+    """In the place of that of `block`, mindformers' attention."""
+    if block.config.multi_latent_attention:
+        return CoreLatentAttention(name, block, rotary.softmax_factor)
+    heads = block.num_attention_heads_per_partition, block.num_query_groups_per_partition
+    return CoreAttention(Attention(name, *heads, block.hidden_size_per_attention_head))
 
 
 def replace_norms(network: Any) -> None:
-    """Put a `Norm` in the place of each RMSNorm, of the same size and the same tensor of the checkpoint."""
-    from mindformers.parallel_core.inference.transformer.norm import RMSNorm as TheirNorm
+    """Put a `Norm` in the place of each RMSNorm, for the same tensor of the checkpoint."""
+    from mindformers.parallel_core.inference.transformer.norm import RMSNorm
 
     for path, parent in list(network.model.cells_and_names()):
         for name, cell in parent.name_cells().items():
-            if isinstance(cell, TheirNorm):
+            if isinstance(cell, RMSNorm):
                 own = f"{path}.{name}.weight".removeprefix(".")
                 stored = weights.checkpoint_name(network, own).removesuffix(".weight")
                 setattr(parent, name, Norm(stored, cell.hidden_size, cell.eps))

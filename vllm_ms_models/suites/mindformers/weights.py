@@ -15,8 +15,10 @@ import numpy as np
 
 from vllm_ms_models.checkpoint.slots import Slot
 
-# Shards -> which of the layer's `output_sizes` they have.
-SHARDS = {"q": 0, "k": 1, "v": 2, "gating": 0, "hidden": 1}
+# Of several projections in one matrix, in their order there: which one is it (`output_sizes`).
+NUMBERS = {"q": 0, "k": 1, "v": 2, "gating": 0, "hidden": 1}
+# Those of latent attention are of sizes that only the configuration has.
+LATENT = ("q_down", "kv_down", "q_up", "kv_up")
 DTYPES = {ms.float32: np.float32, ms.float16: np.float16, ms.bfloat16: ml_dtypes.bfloat16}
 
 
@@ -42,10 +44,9 @@ def slots(network: Any) -> Iterator[Slot]:
             seen.add(id(parameter))
             loader = getattr(parameter, "weight_loader", default_weight_loader)
             for part, shard in _parts(network, name):
-                shape = parameter.shape
-                if shard is not None:
-                    shape = (cell.output_sizes[SHARDS[shard]], *shape[1:])
-                yield Slot(checkpoint_name(network, part), tuple(shape), _load(parameter, loader, shard))
+                rows = parameter.shape[:1] if shard is None else (_rows(network, cell, parameter, shard),)
+                shape = (*rows, *parameter.shape[1:])
+                yield Slot(checkpoint_name(network, part), shape, _load(parameter, loader, shard))
 
 
 def _parts(network: Any, name: str) -> list[tuple[str, str | None]]:
@@ -54,9 +55,18 @@ def _parts(network: Any, name: str) -> list[tuple[str, str | None]]:
     parts = [
         (name.replace(parameter, part), shard)
         for parameter, part, shard in network.generate_mapping()
-        if shard in SHARDS and parameter in name and parameter not in whole
+        if shard in (*NUMBERS, *LATENT) and parameter in name and parameter not in whole
     ]
-    return parts or [(name, None)]
+    return list(dict.fromkeys(parts)) or [(name, None)]
+
+
+def _rows(network: Any, cell: Any, parameter: Any, shard: str) -> int:
+    """Rows of a shard's tensor in the checkpoint."""
+    if shard in NUMBERS:
+        return int(cell.output_sizes[NUMBERS[shard]])
+    config = network.transformer_config
+    down = {"q_down": config.q_lora_rank, "kv_down": config.kv_lora_rank + config.qk_pos_emb_head_dim}
+    return int(down.get(shard, parameter.shape[0]))
 
 
 def _load(parameter: Any, loader: Any, shard: str | None) -> Any:
