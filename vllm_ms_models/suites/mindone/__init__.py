@@ -10,13 +10,24 @@ from typing import Any
 from vllm_ms_models import suites
 
 VERSIONS = ("0.5.0",)
-TENSOR_PARALLEL = False
+TENSOR_PARALLEL = True  # where transformers has a plan for it
 
 # Architecture -> the module of mindone that has it.
 MODELS = {
+    "Gemma2ForCausalLM": "mindone.transformers.models.gemma2.modeling_gemma2",
+    "GemmaForCausalLM": "mindone.transformers.models.gemma.modeling_gemma",
+    "Glm4ForCausalLM": "mindone.transformers.models.glm4.modeling_glm4",
+    "GlmForCausalLM": "mindone.transformers.models.glm.modeling_glm",
+    "GraniteForCausalLM": "mindone.transformers.models.granite.modeling_granite",
     "LlamaForCausalLM": "mindone.transformers.models.llama.modeling_llama",
+    "MistralForCausalLM": "mindone.transformers.models.mistral.modeling_mistral",
+    "MixtralForCausalLM": "mindone.transformers.models.mixtral.modeling_mixtral",
+
+    "Olmo2ForCausalLM": "mindone.transformers.models.olmo2.modeling_olmo2",
+    "Phi3ForCausalLM": "mindone.transformers.models.phi3.modeling_phi3",
     "Qwen2ForCausalLM": "mindone.transformers.models.qwen2.modeling_qwen2",
     "Qwen3ForCausalLM": "mindone.transformers.models.qwen3.modeling_qwen3",
+    "Qwen3MoeForCausalLM": "mindone.transformers.models.qwen3_moe.modeling_qwen3_moe",
 }
 
 

@@ -39,5 +39,7 @@ def as_mindone_reads(config: Any, attention: str) -> Any:
     }
     if "partial_rotary_factor" in rope:
         later["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    # Some of these are properties of the class, which would come before what an instance has.
+    config.__class__ = type(type(config).__name__, (type(config),), dict.fromkeys(later))
     vars(config).update(later)
     return config

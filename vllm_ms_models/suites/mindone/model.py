@@ -13,17 +13,22 @@ from vllm_ms_models.checkpoint.slots import Slot
 from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.context import ModelContext
+from vllm_ms_models.suites import OPTION, SuiteError
 from vllm_ms_models.suites.mindone import MODELS, attention, importing, names, operators, parts
 from vllm_ms_models.suites.mindone.config import as_mindone_reads
+from vllm_ms_models.suites.mindone.noted import NotedEmbedding, NotedLinear
+from vllm_ms_models.suites.mindone.parts import Maker, kv_group
 
-HEAD = "lm_head"
+# What a layer's attention may be called, and its projections, where the plan for tensor parallelism splits heads.
+PROJECTIONS = tuple(f"layers.*.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj"))
+HEAD_COUNTS = ("num_heads", "num_attention_heads", "num_key_value_heads")
 
 
 def mindone_class(architecture: str) -> type[Any]:
     """mindone's class of that name, its modules imported as importing.py says."""
     noted: dict[str, dict[str, Any]] = {
-        "mindspore.nn": {"Dense": parts.NotedLinear, "Embedding": parts.NotedEmbedding},
-        "mindspore.mint.nn": {"Linear": parts.NotedLinear, "Embedding": parts.NotedEmbedding},
+        "mindspore.nn": {"Dense": NotedLinear, "Embedding": NotedEmbedding},
+        "mindspore.mint.nn": {"Linear": NotedLinear, "Embedding": NotedEmbedding},
     }
     overrides = noted
     more = [names.supplied()]
@@ -46,7 +51,7 @@ class _Output(tuple):
     def last_hidden_state(self) -> Tensor:
         return self[0]
 
-    past_key_values = hidden_states = attentions = None
+    past_key_values = hidden_states = attentions = router_logits = None
 
 
 class _Given(nn.Cell):
@@ -71,11 +76,15 @@ class MindOneModel(nn.Cell):
         self.step = attention.Step()
         self.language_model = cls(config)
         self.language_model.set_train(False)
-        heads = config.num_attention_heads
-        maker = parts.Maker(context, {}, (heads, getattr(config, "num_key_value_heads", heads)), HEAD)
-        maker.tied = config.tie_word_embeddings
-        parts.replace(self.language_model, maker)
-        self._add_attention(config, context)
+        plan = dict(config.base_model_tp_plan or {})
+        self.group = context.tensor_parallel
+        if self.group.size > 1 and {plan.get(name) for name in PROJECTIONS} != {"colwise"}:
+            raise SuiteError(
+                f"--tensor-parallel-size {self.group.size} is not supported for {architecture} of mindone, whose heads "
+                f"transformers has no plan to split; use 1, or leave out {OPTION}."
+            )
+        Maker(config, context, plan).replace(self.language_model)
+        self._add_attention(config)
         self.weights = list(self._take_parameters(self.language_model))
         prefix = self.language_model.base_model_prefix
         self.decoder = getattr(self.language_model, prefix)
@@ -83,18 +92,27 @@ class MindOneModel(nn.Cell):
         if hasattr(self.decoder, "_update_causal_mask"):  # our attention needs no mask
             self.decoder._update_causal_mask = lambda *_, **__: None
 
-    def _add_attention(self, config: Any, context: ModelContext) -> None:
-        """Each module of attention gets ours; they are the ones that know which layer they are in."""
+    def _add_attention(self, config: Any) -> None:
+        """Each module of attention gets ours, with this rank's heads; they know which layer they are in."""
         heads = config.num_attention_heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        found = [
+        own = self.group.share(heads, "The number of attention heads")
+        own_kv = kv_heads // kv_group(config, self.group).size
+        modules = [
             (name, cell)
             for name, cell in self.language_model.cells_and_names()
             if isinstance(getattr(cell, "layer_idx", None), int) and hasattr(cell, "is_causal")
         ]
-        for name, cell in found:
-            cell.paged_attention = attention.PagedAttention(Attention(f"{name}.attn", heads, kv_heads, size), self.step)
+        for name, cell in modules:
+            ours = Attention(f"{name}.attn", own, own_kv, size)
+            cell.paged_attention = attention.PagedAttention(ours, self.step)
+            # Some count heads, or features of all heads, in the shapes that they give to tensors.
+            for count in HEAD_COUNTS:
+                if hasattr(cell, count):
+                    setattr(cell, count, own_kv if "key_value" in count else own)
+            if getattr(cell, "hidden_size", None) == heads * size:
+                cell.hidden_size = own * size
 
     def _take_parameters(self, model: nn.Cell) -> Iterator[tuple[nn.Cell, str, str, tuple[int, ...]]]:
         """The parameters that are not in layers of ours: (module, name in it, name in the checkpoint, shape).
@@ -104,7 +122,7 @@ class MindOneModel(nn.Cell):
         """
         for prefix, cell in model.cells_and_names():
             for name, parameter in list(cell._params.items()):
-                if parameter is not None:
+                if parameter is not None and not name.endswith("inv_freq"):  # computed, and not in checkpoints
                     delattr(cell, name)
                     yield cell, name, f"{prefix}.{name}" if prefix else name, parameter.shape
 

@@ -1,10 +1,9 @@
-"""Linears and embeddings of mindone's models: first noted, then made as our own.
+"""Our linears, embeddings and experts in the places of those that mindone's models noted (noted.py).
 
-While a model is constructed, `nn.Dense` and the like only note their sizes: nothing is allocated, and nothing is filled
-with random numbers. When all are there and have names, `replace` puts our layers in their places.
+They bring what mindone's have not: bfloat16 and speed on CPUs, and a share of each matrix for each tensor-parallel rank.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from mindspore import Tensor, nn
@@ -14,44 +13,15 @@ from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.linear import Linear, RowParallelLinear, column_part
+from vllm_ms_models.suites.mindone.experts import experts_for
+from vllm_ms_models.suites.mindone.noted import NotedEmbedding, NotedLinear
 
-
-class NotedLinear(nn.Cell):
-    """`nn.Dense` and `mint.nn.Linear`, which call their arguments differently."""
-
-    def __init__(
-        self,
-        in_channels: int = 0,
-        out_channels: int = 0,
-        *options: Any,
-        has_bias: bool = True,
-        bias: bool = True,
-        in_features: int = 0,
-        out_features: int = 0,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__()
-        if len(options) == 1 and isinstance(options[0], bool):  # mint's third argument
-            options, bias = (), options[0]
-        if options:
-            raise ValueError(f"A linear of mindone with the arguments {options} is not supported.")
-        self.in_features = in_channels or in_features
-        self.out_features = out_channels or out_features
-        self.has_bias = has_bias and bias
-
-
-class NotedEmbedding(nn.Cell):
-    """`nn.Embedding` and `mint.nn.Embedding`. A padding token's row is what the checkpoint has, as in transformers."""
-
-    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, **_: Any) -> None:
-        super().__init__()
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
-        self.padding_idx = padding_idx
+HEAD = "lm_head"
+KEYS_AND_VALUES = ("k_proj", "v_proj")
 
 
 class ColumnLinear(Linear):
-    """The rows of `group`'s rank, of all rows; more ranks than rows of a kind share them (see `column_group`)."""
+    """`[tokens, in_features]` -> the outputs of the rank of `group`, which need not be all ranks'."""
 
     def __init__(
         self, name: str, in_features: int, out_features: int, context: ModelContext, bias: bool, group: Group
@@ -71,8 +41,7 @@ class Rows(Layer):
 
     def construct(self, x: Tensor) -> Tensor:
         *before, size = x.shape
-        rows = x.view(-1, size) if x.is_contiguous() else x.contiguous().view(-1, size)
-        result = self.inner(rows)
+        result = self.inner((x if x.is_contiguous() else x.contiguous()).view(-1, size))
         return result.view(*before, result.shape[-1])
 
 
@@ -88,62 +57,67 @@ class Tokens(Layer):
         return rows.view(*ids.shape, rows.shape[-1])
 
 
-def replace(cell: nn.Cell, make: Callable[[str, Any], nn.Cell | None], prefix: str = "") -> None:
-    """Put what `make(name, noted)` gives in the place of each noted layer in `cell`, by its full name."""
-    for name, part in list(cell.name_cells().items()):
-        full = f"{prefix}{name}"
-        if isinstance(part, NotedLinear | NotedEmbedding):
-            _put(cell, name, make(full, part))
-        else:
-            replace(part, make, f"{full}.")
+class Maker:
+    """Makes our layers for a model whose config is `config`; its plan says how ranks share the linears.
+
+    The plan is transformers' own (`base_model_tp_plan`): patterns of names, with a star for a layer's number and no
+    `model.` before. What it does not name, or in another way than by rows or columns, every rank has whole.
+    """
+
+    def __init__(self, config: Any, context: ModelContext, plan: Mapping[str, str]) -> None:
+        self.config = config
+        self.context = context
+        self.plan = plan
+        self.embedding: VocabParallelEmbedding | None = None
+
+    def replace(self, cell: nn.Cell, prefix: str = "") -> None:
+        """Put ours in the place of each noted layer in `cell`."""
+        for name, part in list(cell.name_cells().items()):
+            full = f"{prefix}{name}"
+            if isinstance(part, NotedLinear):
+                _put(cell, name, self.linear(full, part))
+            elif isinstance(part, NotedEmbedding):
+                _put(cell, name, self.embed(full, part))
+            elif (experts := experts_for(full, part, self.config.hidden_act, self.context)) is not None:
+                _put(cell, name, experts)
+            else:
+                self.replace(part, f"{full}.")
+
+    def embed(self, name: str, noted: NotedEmbedding) -> Tokens:
+        self.embedding = VocabParallelEmbedding(name, noted.num_embeddings, noted.embedding_dim, self.context)
+        return Tokens(self.embedding)
+
+    def linear(self, name: str, noted: NotedLinear) -> Rows:
+        sizes = noted.in_features, noted.out_features
+        if name == HEAD and not noted.has_bias:
+            tied_to = self.embedding if self.config.tie_word_embeddings else None
+            return Rows(ParallelLMHead(name, sizes[1], sizes[0], self.context, tied_to))
+        kind = self.plan.get(".".join("*" if part.isdecimal() else part for part in name.split(".")[1:]))
+        if kind == "rowwise":
+            return Rows(RowParallelLinear(name, *sizes, self.context, noted.has_bias))
+        group = self.context.tensor_parallel if kind == "colwise" else Group()
+        if kind == "colwise" and name.rpartition(".")[2] in KEYS_AND_VALUES:
+            group = kv_group(self.config, group)
+        return Rows(ColumnLinear(name, *sizes, self.context, noted.has_bias, group))
 
 
-def _put(cell: Any, name: str, part: Any) -> None:
+def kv_group(config: Any, group: Group) -> Group:
+    """The ranks that share the KV heads: with more ranks than these, neighbours have the same one.
+
+    ValueError if the heads cannot be shared so.
+    """
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    copies = max(1, group.size // kv_heads)
+    if group.size % copies or kv_heads % (group.size // copies):
+        raise ValueError(
+            f"The number of KV heads ({kv_heads}) cannot be shared by {group.size} tensor-parallel ranks; choose a "
+            "--tensor-parallel-size that divides it, or that it divides."
+        )
+    return Group(group.rank // copies, group.size // copies)
+
+
+def _put(cell: Any, name: str, part: nn.Cell) -> None:
     if isinstance(cell, nn.CellList | nn.SequentialCell):
         cell[int(name)] = part
     else:
         setattr(cell, name, part)
-
-
-class Maker:
-    """Makes our layers for those that mindone's model has, split over ranks as the config's plan says.
-
-    `heads` are the numbers of heads of queries, and of keys and values.
-    """
-
-    def __init__(self, context: ModelContext, plan: dict[str, str], heads: tuple[int, int], head_name: str) -> None:
-        self.context = context
-        self.plan = plan
-        self.heads = heads
-        self.head_name = head_name
-        self.embedding: VocabParallelEmbedding | None = None
-        self.tied = False
-
-    def __call__(self, name: str, noted: Any) -> nn.Cell:
-        if isinstance(noted, NotedEmbedding):
-            self.embedding = VocabParallelEmbedding(name, noted.num_embeddings, noted.embedding_dim, self.context)
-            return Tokens(self.embedding)
-        sizes = noted.in_features, noted.out_features
-        if name == self.head_name and not noted.has_bias:
-            tied_to = self.embedding if self.tied else None
-            return Rows(ParallelLMHead(name, sizes[1], sizes[0], self.context, tied_to))
-        if self._kind(name) == "rowwise":
-            return Rows(RowParallelLinear(name, *sizes, self.context, noted.has_bias))
-        return Rows(ColumnLinear(name, *sizes, self.context, noted.has_bias, self._column_group(name)))
-
-    def _kind(self, name: str) -> str | None:
-        """What the plan says of a linear; its patterns have a star for a layer's number, and no `model.` before."""
-        short = ".".join("*" if part.isdecimal() else part for part in name.split(".")[1:])
-        return self.plan.get(short)
-
-    def _column_group(self, name: str) -> Group:
-        """The ranks that share a linear's rows: with more ranks than KV heads, some have the same head."""
-        group = self.context.tensor_parallel
-        if self._kind(name) is None:
-            return Group()
-        kv_heads = self.heads[1]
-        if name.rpartition(".")[2] in ("k_proj", "v_proj") and group.size > kv_heads:
-            copies = group.size // kv_heads
-            return Group(group.rank // copies, kv_heads)
-        return group
-
