@@ -6,12 +6,13 @@ one package here, its adapter, which imports neither the suite nor MindSpore bef
 - `check()` raises `SuiteError`, one sentence, unless a version of the suite that works here is installed;
 - `TENSOR_PARALLEL` says whether its models can be split over ranks;
 - `architectures()` are those that it can serve, by their names in config.json;
+- `problems(architecture, hf_config, dtype)` has a sentence for each thing that a configuration asks for in vain;
 - `build(architecture, hf_config, context)` makes the Cell that `bridge/model.py` serves.
 
 Like the platform, this is imported by every process of vLLM: no MindSpore here.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol, cast
@@ -37,6 +38,8 @@ class Adapter(Protocol):
     def check(self) -> None: ...
 
     def architectures(self) -> Collection[str]: ...
+
+    def problems(self, architecture: str, hf_config: Any, dtype: str) -> Iterable[str]: ...
 
     def build(self, architecture: str, hf_config: Any, context: Any) -> Any: ...
 

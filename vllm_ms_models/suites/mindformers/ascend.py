@@ -54,7 +54,8 @@ class AscendCausalLM(nn.Cell):
         if inputs_embeds is not None:
             raise ValueError("mindformers' networks take no embeddings on Ascend; leave out --enable-prompt-embeds.")
         caches = [layer.cache for layer in self.attention]
-        sequences, places = step_inputs(batch.caches[self.attention[0].name], self.latent, caches[0].shape[-3])
+        view = batch.caches[self.attention[0].name]
+        sequences, places = step_inputs(view, None if self.latent else caches[0].shape[2])
         self.network.phase = "prefill" if sequences.fresh else "increment"
         self.network.add_flags_custom_mcore(is_prefill=sequences.fresh)
         return self.network(
@@ -96,14 +97,15 @@ def _cache_owner(number: int, layer: Any) -> Layer:
     return Attention(name, *heads, block.hidden_size_per_attention_head)
 
 
-def step_inputs(view: CacheView, latent: bool, block_size: int) -> tuple[Prepared, dict[str, Tensor]]:
+def step_inputs(view: CacheView, block_size: int | None) -> tuple[Prepared, dict[str, Tensor]]:
     """A step's sequences, and the network's arguments that say where they are (see the module).
 
-    Keys and values are views of one cache in which block b is number 2 b (kernels/ascend/attention.py); latents lie
-    by themselves.
+    Keys and values are views of one cache in which block b, of `block_size` tokens, is number 2 b
+    (kernels/ascend/attention.py). None: a cache of latents, which are by themselves.
     """
     sequences = Prepared.of(view.sequences)
-    slots = view.slots.astype(ms.int32) if latent else doubled_slots(view.slots, block_size)
+    latent = block_size is None
+    slots = view.slots.astype(ms.int32) if block_size is None else doubled_slots(view.slots, block_size)
     return sequences, {
         "batch_valid_length": sequences.seq_lens,
         "q_seq_lens": sequences.query_lens,

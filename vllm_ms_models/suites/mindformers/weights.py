@@ -6,7 +6,8 @@ under a short name, its shard. Here the tables are read backwards, so that our l
 or of another shape before anything is read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import mindspore as ms
@@ -19,7 +20,11 @@ from vllm_ms_models.checkpoint.slots import Slot
 NUMBERS = {"q": 0, "k": 1, "v": 2, "gating": 0, "hidden": 1}
 # Those of latent attention are of sizes that only the configuration has.
 LATENT = ("q_down", "kv_down", "q_up", "kv_up")
+# A stack of all experts' matrices -> the projections in it, by mindformers' names, and their shards.
+STACKS = {"experts.weight1": {"gating": "w1", "hidden": "w3"}, "experts.weight2": {"linear_fc2": "w2"}}
 DTYPES = {ms.float32: np.float32, ms.float16: np.float16, ms.bfloat16: ml_dtypes.bfloat16}
+
+Loader = Callable[..., None]
 
 
 def checkpoint_name(network: Any, name: str) -> str:
@@ -39,44 +44,58 @@ def slots(network: Any) -> Iterator[Slot]:
     seen = set()
     for path, cell in network.model.cells_and_names():
         for name, parameter in cell.parameters_and_names(name_prefix=path, expand=False):
-            if id(parameter) in seen:  # the head's matrix may be the embedding's
+            if id(parameter) in seen:  # the head's matrix may be the embedding's, and experts' have two places
                 continue
             seen.add(id(parameter))
-            loader = getattr(parameter, "weight_loader", default_weight_loader)
-            for part, shard in _parts(network, name):
-                rows = parameter.shape[:1] if shard is None else (_rows(network, cell, parameter, shard),)
-                shape = (*rows, *parameter.shape[1:])
-                yield Slot(checkpoint_name(network, part), shape, _load(parameter, loader, shard))
+            loader = partial(getattr(parameter, "weight_loader", default_weight_loader), parameter)
+            if name.endswith(tuple(STACKS)):
+                found = _experts(network, name, loader)
+            else:
+                found = _projections(network, cell, name, parameter, loader)
+            for part, shape, put in found:
+                dtype = DTYPES[parameter.dtype]
+                yield Slot(checkpoint_name(network, part), shape, _load(put, dtype), itemsize=np.dtype(dtype).itemsize)
 
 
-def _parts(network: Any, name: str) -> list[tuple[str, str | None]]:
-    """Names in `network.model` of the tensors that the parameter `name` is made of, and their shards."""
+def _load(put: Loader, dtype: Any) -> Loader:
+    """A slot's `load`: what mindformers keeps must be a copy, of the parameter's dtype."""
+    return lambda source: put(np.array(source, dtype))
+
+
+def _projections(
+    network: Any, cell: Any, name: str, parameter: Any, loader: Loader
+) -> Iterator[tuple[str, tuple[int, ...], Loader]]:
+    """Of each tensor in `parameter`: its name in `network.model`, its shape, and what takes it."""
     whole = {ours for _, ours in network.weight_mapping}
-    parts = [
-        (name.replace(parameter, part), shard)
-        for parameter, part, shard in network.generate_mapping()
-        if shard in (*NUMBERS, *LATENT) and parameter in name and parameter not in whole
-    ]
-    return list(dict.fromkeys(parts)) or [(name, None)]
+    shards = {
+        name.replace(theirs, ours): shard
+        for theirs, ours, shard in network.generate_mapping()
+        if shard in (*NUMBERS, *LATENT) and theirs in name and theirs not in whole
+    }
+    if not shards:
+        yield name, tuple(parameter.shape), loader
+    for part, shard in shards.items():
+        shape = (_rows(network, cell, parameter, shard), *parameter.shape[1:])
+        yield part, shape, lambda values, shard=shard: loader(values, shard)
 
 
 def _rows(network: Any, cell: Any, parameter: Any, shard: str) -> int:
     """Rows of a shard's tensor in the checkpoint."""
     if shard in NUMBERS:
-        return int(cell.output_sizes[NUMBERS[shard]])
+        # Shared experts have both in a matrix that is not split over ranks.
+        return int(cell.output_sizes[NUMBERS[shard]] if hasattr(cell, "output_sizes") else parameter.shape[0] // 2)
     config = network.transformer_config
     down = {"q_down": config.q_lora_rank, "kv_down": config.kv_lora_rank + config.qk_pos_emb_head_dim}
     return int(down.get(shard, parameter.shape[0]))
 
 
-def _load(parameter: Any, loader: Any, shard: str | None) -> Any:
-    """A slot's `load`, which gives the parameter a copy of its own."""
-
-    def load(source: np.ndarray) -> None:
-        values = np.array(source, DTYPES[parameter.dtype])
-        if shard is None:
-            loader(parameter, values)
-        else:
-            loader(parameter, values, shard)
-
-    return load
+def _experts(network: Any, name: str, loader: Loader) -> Iterator[tuple[str, tuple[int, ...], Loader]]:
+    """As `_projections`, of a stack of experts' matrices."""
+    config = network.transformer_config
+    features, hidden = config.moe_ffn_hidden_size, config.hidden_size
+    stack = next(end for end in STACKS if name.endswith(end))
+    for expert in range(config.num_moe_experts):
+        for projection, shard in STACKS[stack].items():
+            part = name.replace(stack, f"experts.{expert}.{projection}.weight")
+            shape = (hidden, features) if shard == "w2" else (features, hidden)
+            yield part, shape, partial(loader, shard_id=shard, expert_id=expert)

@@ -4,7 +4,7 @@ What its package is asked for, and how it is reached beside vLLM's transformers,
 one imports neither mindone nor MindSpore.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from vllm_ms_models import suites
@@ -38,6 +38,11 @@ def check() -> None:
 
 def architectures() -> Collection[str]:
     return MODELS
+
+
+def problems(architecture: str, hf_config: Any, dtype: str) -> Iterable[str]:
+    """What `build` could not make a right model of: nothing is known."""
+    return ()
 
 
 def build(architecture: str, hf_config: Any, context: Any) -> Any:
