@@ -17,6 +17,7 @@ ROPE_ENTRIES = {
     "rope_type",
     "type",
 }
+LATENT_EPS = 1e-6  # of the norms within latent attention, whatever rms_norm_eps says
 CPU_DTYPES = ("float32", "float16")
 
 
@@ -39,9 +40,21 @@ def problems(architecture: str, hf_config: Any, dtype: str, device: str) -> Iter
         yield f"{architecture} with hidden_act {hf_config.hidden_act!r} is not served from mindformers; {mine}."
     if getattr(hf_config, "mlp_only_layers", None) or getattr(hf_config, "decoder_sparse_step", 1) != 1:
         yield f"{architecture} with layers that have no experts is not served from mindformers; {mine}."
-    if architecture == "DeepseekV3ForCausalLM" and hf_config.q_lora_rank is None:
-        yield f"{architecture} without q_lora_rank is not served from mindformers; {mine}."
+    if architecture == "DeepseekV3ForCausalLM":
+        yield from _latent_problems(architecture, hf_config, mine)
     yield from _rope_problems(architecture, rope_entries(hf_config), mine)
+
+
+def _latent_problems(architecture: str, hf_config: Any, mine: str) -> Iterator[str]:
+    if hf_config.q_lora_rank is None:
+        yield f"{architecture} without q_lora_rank is not served from mindformers; {mine}."
+    if not getattr(hf_config, "rope_interleave", True):
+        yield f"{architecture} with rope_interleave false is not served from mindformers; {mine}."
+    if hf_config.rms_norm_eps != LATENT_EPS:
+        yield (
+            f"{architecture} has rms_norm_eps {hf_config.rms_norm_eps}, which mindformers would use within latent "
+            f"attention too, instead of {LATENT_EPS}; {mine}."
+        )
 
 
 def _rope_problems(architecture: str, rope: dict[str, Any], mine: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ import mindspore as ms
 from mindspore import Tensor, nn
 
 from vllm_ms_models.checkpoint.slots import Slot
+from vllm_ms_models.deepseek_v3 import config as deepseek
 from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.context import ModelContext
@@ -38,6 +39,8 @@ class CpuCausalLM(nn.Cell):
         super().__init__(auto_prefix=False)
         self.network = network
         self.ignored = prediction_tensors(hf_config)
+        if architecture == "DeepseekV3ForCausalLM":
+            deepseek.check(hf_config)
         model = network.model
         model.move_lens_to_cpu = False  # there are none
         model.return_hidden_states = True  # vLLM chooses the tokens whose logits it wants
