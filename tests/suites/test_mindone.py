@@ -1,0 +1,163 @@
+"""Models of MindSpore One through vLLM's engine: their answers are those of transformers, and of our own models.
+
+`make test-suites` runs this, in an environment that has mindone. Logits agree as those of our own models do
+(torch_reference.py); tokens are the same wherever rounding cannot decide, which is asserted of every case.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.checkpoints import checkpoint, random_prompts
+from tests.engines import counter, distributions, engine, greedy, token_ids
+from tests.reference import torch_reference
+from tests.reference.torch_reference import LEAST_MARGIN, LOGPROB_TOLERANCE, Answer
+
+SOURCE: dict[str, Any] = {"model_source": "mindone"}
+TOKENS = 48
+LENGTHS = (1, 5, 32, 33, 100, 150)
+CHUNK = 48  # tokens in a step: prompts of 100 and 150 are read in pieces, together with others
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+WINDOWS = {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 2}
+
+# Family, config, seed of the weights.
+CASES: dict[str, tuple[str, dict[str, Any], int]] = {
+    "gemma": ("gemma", {"head_dim": 32}, 0),
+    "gemma2, caps and windows": (
+        "gemma2",
+        {"sliding_window": 24, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 20.0, "head_dim": 16},
+        0,
+    ),
+    "glm": ("glm", {"head_dim": 16, "attention_bias": True}, 0),
+    "glm4": ("glm4", {"head_dim": 16}, 0),
+    "granite": ("granite", {"logits_scaling": 2.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5}, 0),
+    "llama, llama3": ("llama", {"rope_parameters": LLAMA3, "attention_bias": True, "mlp_bias": True}, 0),
+    "llama, yarn, tied, one KV head": (
+        "llama",
+        {"rope_parameters": YARN, "tie_word_embeddings": True, "num_key_value_heads": 1},
+        0,
+    ),
+    "llama, head size 20": ("llama", {"head_dim": 20}, 0),
+    "mistral, window": ("mistral", {"sliding_window": 24}, 0),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}, 0),
+    "olmo2": ("olmo2", {}, 0),
+    "phi3, window": ("phi3", {"sliding_window": 24}, 0),
+    "qwen2": ("qwen2", {}, 0),
+    "qwen2, tied, some windows": ("qwen2", WINDOWS | {"tie_word_embeddings": True}, 0),
+    "qwen3": ("qwen3", {"head_dim": 32}, 0),
+    "qwen3, tied, yarn": ("qwen3", {"head_dim": 16, "tie_word_embeddings": True, "rope_parameters": YARN}, 0),
+    "qwen3_moe": ("qwen3_moe", {"num_experts": 8, "moe_intermediate_size": 48, "head_dim": 16}, 0),
+}
+
+
+def folder_of(case: str) -> Path:
+    family, options, seed = CASES[case]
+    return checkpoint(family, seed, **options)
+
+
+def answers_of(case: str, lengths: tuple[int, ...] = LENGTHS) -> list[Answer]:
+    """transformers'; no decision among them is one that rounding could take."""
+    model = torch_reference.load(folder_of(case))
+    answers = [torch_reference.greedy(model, prompt, TOKENS) for prompt in random_prompts(lengths)]
+    assert min(answer.margin for answer in answers) > LEAST_MARGIN, "another seed"
+    return answers
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Iterator[str]:
+    yield request.param
+
+
+def test_as_transformers_and_as_our_own(case: str) -> None:
+    """All prompts at once, in chunks: every log-probability of the vocabulary, and the tokens."""
+    folder, prompts, answers = folder_of(case), random_prompts(LENGTHS), answers_of(case)
+    with engine(folder, additional_config=SOURCE, max_num_batched_tokens=CHUNK) as llm:
+        outputs = greedy(llm, prompts, TOKENS, logprobs=-1)
+    assert token_ids(outputs) == [answer.tokens for answer in answers]
+    for output, answer in zip(outputs, answers, strict=True):
+        exact = answer.token_logits.log_softmax(-1).numpy()
+        ours = distributions(output.outputs[0].logprobs, exact.shape[1])
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=LOGPROB_TOLERANCE)
+    with engine(folder) as llm:
+        assert token_ids(greedy(llm, prompts, TOKENS)) == token_ids(outputs)
+
+
+def test_logits_of_prompts() -> None:
+    """Of every position of a prompt, which mindone's own head and scaling give."""
+    (answer,) = answers_of("granite", (150,))
+    with engine(folder_of("granite"), additional_config=SOURCE) as llm:
+        (output,) = greedy(llm, random_prompts((150,)), 1, prompt_logprobs=-1)
+    exact = answer.prompt_logits.log_softmax(-1).numpy()
+    ours = distributions(output.prompt_logprobs, exact.shape[1])
+    np.testing.assert_allclose(ours, exact, rtol=0, atol=LOGPROB_TOLERANCE)
+
+
+@pytest.mark.parametrize("case", ["llama, llama3", "qwen2, tied, some windows", "qwen3"], indirect=True)
+def test_prefixes_are_cached(case: str) -> None:
+    """What a first run left in the cache serves a second one, whose prompts go on otherwise."""
+    prompts = random_prompts((100, 150))
+    longer = [prompt + [7, 9, 11] for prompt in prompts]
+    model = torch_reference.load(folder_of(case))
+    with engine(folder_of(case), additional_config=SOURCE, disable_log_stats=False) as llm:
+        greedy(llm, prompts, 1)
+        before = counter(llm, "vllm:prefix_cache_hits")
+        outputs = greedy(llm, longer, TOKENS)
+        hits = counter(llm, "vllm:prefix_cache_hits") - before
+    assert hits >= 96 + 128  # whole blocks of 32
+    for prompt, tokens in zip(longer, token_ids(outputs), strict=True):
+        answer = torch_reference.greedy(model, prompt, TOKENS)
+        assert answer.margin > LEAST_MARGIN
+        assert tokens == answer.tokens
+
+
+@pytest.mark.parametrize("case", ["llama, llama3", "qwen2", "qwen3"], indirect=True)
+def test_preempted(case: str) -> None:
+    """A cache for barely more than one sequence: others are thrown out midway and computed anew."""
+    blocks = 1 + 9  # vLLM keeps one for itself; a sequence of 256 tokens takes 8
+    options = {"num_gpu_blocks_override": blocks, "enable_prefix_caching": False, "disable_log_stats": False}
+    with engine(folder_of(case), additional_config=SOURCE, **options) as llm:
+        outputs = token_ids(greedy(llm, random_prompts(LENGTHS), TOKENS))
+        assert counter(llm, "vllm:num_preemptions") > 0
+    assert outputs == [answer.tokens for answer in answers_of(case)]
+
+
+# One KV head is on both ranks; 211 tokens of the vocabulary are not divided by two.
+SPLIT = ["llama, llama3", "llama, yarn, tied, one KV head", "qwen2", "qwen3", "mixtral"]
+
+
+@pytest.mark.parametrize("case", SPLIT, indirect=True)
+def test_two_ranks(case: str) -> None:
+    with engine(folder_of(case), additional_config=SOURCE, tensor_parallel_size=2) as llm:
+        outputs = token_ids(greedy(llm, random_prompts(LENGTHS), TOKENS))
+    assert outputs == [answer.tokens for answer in answers_of(case)]
+
+
+def test_a_cache_of_int8() -> None:
+    """As in our own model, which rounds the same keys and values."""
+    prompts, options = random_prompts((33, 100)), {"kv_cache_dtype": "int8_per_token_head"}
+    found = []
+    for source in (SOURCE, {}):
+        with engine(folder_of("qwen3"), additional_config=source, **options) as llm:
+            outputs = greedy(llm, prompts, 8, prompt_logprobs=-1)
+        found.append(np.concatenate([distributions(output.prompt_logprobs, 211) for output in outputs]))
+    # A value in the middle between two integers goes either way, by its last bit: few do, and none by much.
+    assert np.median(np.abs(found[0] - found[1])) < LOGPROB_TOLERANCE
+
+
+def test_random_weights() -> None:
+    with engine(folder_of("qwen2"), additional_config=SOURCE, load_format="dummy") as llm:
+        (output,) = greedy(llm, random_prompts((9,)), 4, logprobs=1)
+    assert all(math.isfinite(entry.logprob) for step in output.outputs[0].logprobs for entry in step.values())
