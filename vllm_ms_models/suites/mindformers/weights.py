@@ -6,7 +6,7 @@ under a short name, its shard. Here the tables are read backwards, so that our l
 or of another shape before anything is read.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,11 @@ NUMBERS = {"q": 0, "k": 1, "v": 2, "gating": 0, "hidden": 1}
 LATENT = ("q_down", "kv_down", "q_up", "kv_up")
 # A stack of all experts' matrices -> the projections in it, by mindformers' names, and their shards.
 STACKS = {"experts.weight1": {"gating": "w1", "hidden": "w3"}, "experts.weight2": {"linear_fc2": "w2"}}
+# What is not in the table of every class whose models have it (GLM-4.5's norms of queries and keys).
+FORGOTTEN = (
+    (".self_attn.q_norm.", ".self_attention.q_layernorm."),
+    (".self_attn.k_norm.", ".self_attention.k_layernorm."),
+)
 DTYPES = {ms.float32: np.float32, ms.float16: np.float16, ms.bfloat16: ml_dtypes.bfloat16}
 
 Loader = Callable[..., None]
@@ -29,12 +34,17 @@ Loader = Callable[..., None]
 
 def checkpoint_name(network: Any, name: str) -> str:
     """What the checkpoint calls what `network.model` calls `name`."""
-    found = name
-    for theirs, ours in network.weight_mapping:
-        found = found.replace(ours, theirs)
-    if network.convert_name(found) != name:
+    pairs = [*network.weight_mapping, *(pair for pair in FORGOTTEN if pair not in network.weight_mapping)]
+    found = _replaced(name, [(ours, theirs) for theirs, ours in pairs])
+    if _replaced(found, pairs) != name:
         raise ValueError(f"mindformers' {type(network).__name__} has no name in the checkpoint for {name}.")
     return found
+
+
+def _replaced(name: str, pairs: Iterable[tuple[str, str]]) -> str:
+    for old, new in pairs:
+        name = name.replace(old, new)
+    return name
 
 
 def slots(network: Any) -> Iterator[Slot]:
