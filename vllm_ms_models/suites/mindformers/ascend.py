@@ -10,7 +10,7 @@ A network takes, besides tokens and positions, how vLLM's sequences lie in the p
 | context_lens_tensor | int32 [n]                   | those before                                               |
 | block_tables        | int32 [n, blocks]           | the cache's blocks of each sequence                        |
 | slot_mapping        | int32 [tokens]              | block * block_size + offset of each token                  |
-| attention_mask      | the model's, [rows, width]  | see `_mask`                                                |
+| attention_mask      | the model's, [rows, width]  | see `attention_mask`                                              |
 | key_cache           | a list, a tensor each layer | [blocks, block_size, kv_heads, head_size]; latents: 1 head |
 | value_cache         | the same; None for latents  |                                                            |
 
@@ -61,7 +61,7 @@ class AscendCausalLM(nn.Cell):
         return self.network(
             input_ids.astype(ms.int32),
             positions=batch.positions.astype(ms.int32),
-            attention_mask=_mask(sequences, self.dtype),
+            attention_mask=attention_mask(sequences, self.dtype),
             **places,
             **self._caches(caches),
         )
@@ -115,7 +115,7 @@ def step_inputs(view: CacheView, block_size: int | None) -> tuple[Prepared, dict
     }
 
 
-def _mask(sequences: Prepared, dtype: ms.Type) -> Tensor:
+def attention_mask(sequences: Prepared, dtype: ms.Type) -> Tensor:
     """A triangle that FlashAttentionScore repeats; or, for PagedAttention, what it adds: of one 0 if that is all."""
     if sequences.fresh:
         return triangle(dtype)

@@ -50,13 +50,13 @@ def _is_error(record: logging.LogRecord) -> bool:
 def _options(architecture: str, config_class: type, hf_config: Any, context: ModelContext) -> dict[str, Any]:
     """What the configuration says and mindformers reads, in the spelling of transformers 4; and what it must be told."""
     read = inspect.signature(config_class).parameters
-    options = {key: value for key, value in hf_config.to_dict().items() if key in read}
+    options = {key: getattr(hf_config, key) for key in read if hasattr(hf_config, key)}  # some have two names
     rope = rope_entries(hf_config)
     options["rope_theta"] = rope.pop("rope_theta", 10000.0)
     options["partial_rotary_factor"] = rope.pop("partial_rotary_factor", 1.0)
-    if rope.get("rope_type", "default") != "default":
-        options["rope_scaling"] = rope
-    elif architecture == "DeepseekV3ForCausalLM":
+    scaled = rope.get("rope_type", "default") != "default"
+    options["rope_scaling"] = rope if scaled else None
+    if architecture == "DeepseekV3ForCausalLM" and not scaled:
         options.update(rope_type="rope", rotary_scaling_factor=1.0)  # it takes YaRN for granted
     if architecture == "Qwen2ForCausalLM":
         options["add_qkv_bias"] = True  # always there, and not in config.json

@@ -32,6 +32,13 @@ DTYPES = {ms.float32: np.float32, ms.float16: np.float16, ms.bfloat16: ml_dtypes
 Loader = Callable[..., None]
 
 
+class Slice(np.ndarray[Any, Any]):
+    """An array that can be asked as what safetensors reads is, by some of mindformers' loaders."""
+
+    def get_shape(self) -> list[int]:
+        return list(self.shape)
+
+
 def checkpoint_name(network: Any, name: str) -> str:
     """What the checkpoint calls what `network.model` calls `name`."""
     pairs = [*network.weight_mapping, *(pair for pair in FORGOTTEN if pair not in network.weight_mapping)]
@@ -69,7 +76,7 @@ def slots(network: Any) -> Iterator[Slot]:
 
 def _load(put: Loader, dtype: Any) -> Loader:
     """A slot's `load`: what mindformers keeps must be a copy, of the parameter's dtype."""
-    return lambda source: put(np.array(source, dtype))
+    return lambda source: put(np.array(source, dtype).view(Slice))
 
 
 def _projections(
