@@ -43,6 +43,7 @@ def test_the_platform_is_a_class_path():
     ("code", "unwanted"),
     [
         ("import vllm_ms_models as m; m.register_platform()", {"mindspore", "torch", "vllm"}),
+        ("from vllm_ms_models import suites; suites.adapter('mindone').architectures()", {"mindspore", "mindone"}),
         ("import vllm_ms_models.platform", {"mindspore"}),  # the command line needs the platform, not the framework
     ],
 )

@@ -3,6 +3,7 @@
 vLLM inspects the class in processes that run no model, so MindSpore is imported only when one is built.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from vllm_ms_models.checkpoint.index import Checkpoint
     from vllm_ms_models.checkpoint.slots import Slot
     from vllm_ms_models.layers.context import ModelContext
+
+logger = logging.getLogger("vllm.ms_models")
 
 # vLLM's names of what a stage of a pipeline hands to the next, `[tokens, hidden]` each.
 STREAM = ("hidden_states", "residual")
@@ -123,6 +126,7 @@ class CausalLMShell(Shell):
         if source == suites.NATIVE:
             return registry.lookup(self.architecture)
         suites.adapter(source).check()
+        logger.info("%s comes from %s.", self.architecture, source)
         return partial(suites.adapter(source).build, self.architecture)
 
     @staticmethod

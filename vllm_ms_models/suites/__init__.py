@@ -6,13 +6,14 @@ one package here, its adapter, which imports neither the suite nor MindSpore bef
 - `check()` raises `SuiteError`, one sentence, unless a version of the suite that works here is installed;
 - `TENSOR_PARALLEL` says whether its models can be split over ranks;
 - `architectures()` are those that it can serve, by their names in config.json;
-- `problems(architecture, hf_config, dtype)` has a sentence for each thing that a configuration asks for in vain;
+- `check_model(architecture, hf_config, dtype, ranks)` raises `SuiteError` for a model that cannot be built, such as one
+  that so many tensor-parallel ranks cannot share, or that the suite would build otherwise than its config says;
 - `build(architecture, hf_config, context)` makes the Cell that `bridge/model.py` serves.
 
 Like the platform, this is imported by every process of vLLM: no MindSpore here.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol, cast
@@ -39,7 +40,7 @@ class Adapter(Protocol):
 
     def architectures(self) -> Collection[str]: ...
 
-    def problems(self, architecture: str, hf_config: Any, dtype: str) -> Iterable[str]: ...
+    def check_model(self, architecture: str, hf_config: Any, dtype: str, ranks: int) -> None: ...
 
     def build(self, architecture: str, hf_config: Any, context: Any) -> Any: ...
 

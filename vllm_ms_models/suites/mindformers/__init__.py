@@ -6,7 +6,7 @@ way to Cells on our kernels (`cpu`, `parts`). On Ascend nothing of it is replace
 `network` imports mindformers; this module imports neither it nor MindSpore.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 from vllm_ms_models import runtime, suites
@@ -52,9 +52,10 @@ def architectures() -> Collection[str]:
     return MODELS
 
 
-def problems(architecture: str, hf_config: Any, dtype: str) -> Iterator[str]:
-    """What `build` could not make a right model of."""
-    return checks.problems(architecture, hf_config, dtype, runtime.device())
+def check_model(architecture: str, hf_config: Any, dtype: str, ranks: int) -> None:
+    """SuiteError for a model that mindformers would build otherwise than its config says, or not at all."""
+    if found := " ".join(checks.problems(architecture, hf_config, dtype, runtime.device())):
+        raise suites.SuiteError(found)
 
 
 def build(architecture: str, hf_config: Any, context: Any) -> Any:

@@ -4,10 +4,11 @@ What its package is asked for, and how it is reached beside vLLM's transformers,
 one imports neither mindone nor MindSpore.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any
 
 from vllm_ms_models import suites
+from vllm_ms_models.suites.mindone import config
 
 VERSIONS = ("0.5.0",)
 TENSOR_PARALLEL = True  # where transformers has a plan for it
@@ -22,7 +23,6 @@ MODELS = {
     "LlamaForCausalLM": "mindone.transformers.models.llama.modeling_llama",
     "MistralForCausalLM": "mindone.transformers.models.mistral.modeling_mistral",
     "MixtralForCausalLM": "mindone.transformers.models.mixtral.modeling_mixtral",
-
     "Olmo2ForCausalLM": "mindone.transformers.models.olmo2.modeling_olmo2",
     "Phi3ForCausalLM": "mindone.transformers.models.phi3.modeling_phi3",
     "Qwen2ForCausalLM": "mindone.transformers.models.qwen2.modeling_qwen2",
@@ -40,9 +40,9 @@ def architectures() -> Collection[str]:
     return MODELS
 
 
-def problems(architecture: str, hf_config: Any, dtype: str) -> Iterable[str]:
-    """What `build` could not make a right model of: nothing is known."""
-    return ()
+def check_model(architecture: str, hf_config: Any, dtype: str, ranks: int) -> None:
+    """SuiteError for a model that cannot be built for so many tensor-parallel ranks."""
+    config.check(architecture, hf_config, ranks)
 
 
 def build(architecture: str, hf_config: Any, context: Any) -> Any:

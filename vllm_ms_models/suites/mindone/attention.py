@@ -71,7 +71,14 @@ def attend(
         )
     paged: PagedAttention = module.paged_attention
     attention = paged.attention
-    attention.window, attention.soft_cap = sliding_window, softcap
+    if attention.window is None:  # a window for all layers, of which the config says nothing more
+        attention.window = sliding_window
+    elif sliding_window not in (None, attention.window):
+        raise ValueError(
+            f"{type(module).__name__} of mindone has a window of {sliding_window} where the config has one of "
+            f"{attention.window}; it cannot be served from mindone."
+        )
+    attention.soft_cap = softcap
     if scaling is not None:
         attention.scale = float(scaling)
     return paged(query, key, value), None

@@ -1,4 +1,7 @@
-"""A config of transformers 5 as mindone reads it: it is written for transformers 4.57."""
+"""What mindone makes of a config: which models it cannot run for us, and the names that it reads. No MindSpore here.
+
+It is written for transformers 4.57; configs are those of transformers 5.
+"""
 
 import copy
 from typing import Any
@@ -8,27 +11,41 @@ from vllm_ms_models.suites import OPTION, SuiteError
 # Of these, frequencies depend on the longest sequence of a step, and mindone takes the others' with it.
 BY_LENGTH = ("dynamic", "longrope")
 
+# What heads are split by: how transformers' plan calls these, or it has none that mindone's modules could follow.
+PROJECTIONS = tuple(f"layers.*.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj"))
 
-def as_mindone_reads(config: Any, attention: str) -> Any:
-    """A copy of `config` with the names of transformers 4.57, for models whose attention is called `attention`.
 
-    SuiteError for rotary embeddings that mindone cannot compute for several sequences at once.
-    """
-    config = copy.deepcopy(config)
-    rope = dict(getattr(config, "rope_parameters", None) or {})
+def check(architecture: str, config: Any, ranks: int) -> None:
+    """SuiteError for a model whose config asks for what mindone does not do, or not on so many ranks."""
+    rope = getattr(config, "rope_parameters", None) or {}
     if rope and "rope_type" not in rope:
         raise SuiteError(
-            f"rope_parameters of several kinds of layers are not supported with {OPTION} 'mindone'; leave it out."
+            f"Rotary embeddings that differ between layers are not supported with {OPTION} 'mindone'; leave it out."
         )
-    kind = rope.get("rope_type", "default")
-    if kind in BY_LENGTH:
+    if rope.get("rope_type") in BY_LENGTH:
         raise SuiteError(
-            f"Rotary embeddings of the type {kind!r} are not supported with {OPTION} 'mindone', whose frequencies are "
-            "those of the longest sequence in a batch; leave it out."
+            f"Rotary embeddings of the type {rope['rope_type']!r} are not supported with {OPTION} 'mindone', whose "
+            "frequencies are those of the longest sequence in a batch; leave it out."
         )
+    if ranks > 1 and {plan(config).get(name) for name in PROJECTIONS} != {"colwise"}:
+        raise SuiteError(
+            f"--tensor-parallel-size {ranks} is not supported for {architecture} of mindone, for whose heads "
+            f"transformers has no plan; use 1, or leave out {OPTION}."
+        )
+
+
+def plan(config: Any) -> dict[str, str]:
+    """How transformers splits the linears of this model: patterns of names -> colwise, rowwise and others."""
+    return dict(config.base_model_tp_plan or {})
+
+
+def as_mindone_reads(config: Any, attention: str) -> Any:
+    """A copy of `config` with the names of transformers 4.57, for models whose attention is called `attention`."""
+    config = copy.deepcopy(config)
+    rope = dict(getattr(config, "rope_parameters", None) or {})
     later: dict[str, Any] = {
         "rope_theta": rope.pop("rope_theta", 10000.0),
-        "rope_scaling": None if kind == "default" else rope,
+        "rope_scaling": None if rope.get("rope_type", "default") == "default" else rope,
         "use_return_dict": False,
         "use_cache": False,
         "output_attentions": False,

@@ -26,7 +26,7 @@ class Experts(Layer):
         return self.inner(rows).view(hidden_states.shape), None
 
 
-def experts_for(name: str, block: Any, hidden_act: str, context: ModelContext) -> Experts | None:
+def experts_for(name: str, block: Any, config: Any, context: ModelContext) -> Experts | None:
     """Ours for `block`, a part of a model of mindone that is called `name`; None if it is no mixture of experts.
 
     SuiteError if it has more than a softmax router and gated experts.
@@ -42,5 +42,5 @@ def experts_for(name: str, block: Any, hidden_act: str, context: ModelContext) -
     up = linears[kind.up_proj]
     routing = softmax_top_k(block.top_k, getattr(block, "norm_topk_prob", True))
     return Experts(
-        MoE(name, up.in_features, up.out_features, len(experts), routing, hidden_act, context, names=kind)
+        MoE(name, up.in_features, up.out_features, len(experts), routing, config.hidden_act, context, names=kind)
     )

@@ -114,6 +114,5 @@ class Finder(MetaPathFinder):
 
 
 def install(bypassed: Sequence[str], overrides: Overrides) -> None:
-    """Have mindone imported so from now on in this process; a second call does nothing."""
-    if not any(isinstance(finder, Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, Finder(bypassed, overrides))
+    """Have mindone imported so from now on in this process."""
+    sys.meta_path.insert(0, Finder(bypassed, overrides))

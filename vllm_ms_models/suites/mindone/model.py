@@ -1,5 +1,6 @@
 """A model of mindone as the Cell that vLLM is served from (bridge/model.py)."""
 
+import functools
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
@@ -14,34 +15,45 @@ from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.suites import OPTION, SuiteError
-from vllm_ms_models.suites.mindone import MODELS, attention, importing, names, operators, parts
-from vllm_ms_models.suites.mindone.config import as_mindone_reads
+from vllm_ms_models.suites.mindone import MODELS, attention, importing, names, operators
+from vllm_ms_models.suites.mindone.config import as_mindone_reads, check, plan
 from vllm_ms_models.suites.mindone.noted import NotedEmbedding, NotedLinear
 from vllm_ms_models.suites.mindone.parts import Maker, kv_group
 
-# What a layer's attention may be called, and its projections, where the plan for tensor parallelism splits heads.
-PROJECTIONS = tuple(f"layers.*.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj"))
+# What mindone's modules of attention call the numbers of their heads.
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "num_key_value_heads")
+
+
+@functools.cache
+def prepare() -> None:
+    """Let mindone's modules be imported in this process, and their models call our attention. Once."""
+    overrides: dict[str, dict[str, Any]] = {
+        "mindspore.nn": {"Dense": NotedLinear, "Embedding": NotedEmbedding},
+        "mindspore.mint.nn": {"Linear": NotedLinear, "Embedding": NotedEmbedding},
+    }
+    more = [names.supplied()]
+    if ms.get_context("device_target") == "CPU":
+        more.append(operators.spellings())
+        # Operators that are this small wait for their threads longer than these compute; it can be set once only.
+        ms.device_context.cpu.op_tuning.threads_num(1)
+    for module, values in (item for source in more for item in source.items()):
+        overrides[module] = {**overrides.get(module, {}), **values}
+    importing.install(names.BYPASSED, overrides)
+    modeling: Any = import_module("mindone.transformers.modeling_utils")
+    modeling.AttentionInterface.register(attention.NAME, attention.attend)
+    modeling._init_weights = False  # mindone's own switch: no random numbers, the checkpoint has them all
 
 
 def mindone_class(architecture: str) -> type[Any]:
     """mindone's class of that name, its modules imported as importing.py says."""
-    noted: dict[str, dict[str, Any]] = {
-        "mindspore.nn": {"Dense": NotedLinear, "Embedding": NotedEmbedding},
-        "mindspore.mint.nn": {"Linear": NotedLinear, "Embedding": NotedEmbedding},
-    }
-    overrides = noted
-    more = [names.supplied()]
-    if ms.get_context("device_target") == "CPU":
-        ms.device_context.cpu.op_tuning.threads_num(1)
-        more.append(operators.spellings())
-    for module, values in (item for source in more for item in source.items()):
-        overrides[module] = {**overrides.get(module, {}), **values}
-    importing.install(names.BYPASSED, overrides)
-    modeling = import_module("mindone.transformers.modeling_utils")
-    modeling.AttentionInterface.register(attention.NAME, attention.attend)
-    modeling._init_weights = False  # mindone's own switch: no random numbers, the checkpoint has them all
+    prepare()
     return getattr(import_module(MODELS[architecture]), architecture)
+
+
+def window_of(config: Any, layer: int) -> int | None:
+    """What the config says of one layer. Some of mindone's modules do not pass it on: they have it in their masks."""
+    kinds = getattr(config, "layer_types", None)
+    return config.sliding_window if kinds and kinds[layer] == "sliding_attention" else None
 
 
 class _Output(tuple):
@@ -70,20 +82,15 @@ class MindOneModel(nn.Cell):
 
     def __init__(self, architecture: str, config: Any, context: ModelContext) -> None:
         super().__init__()
+        check(architecture, config, context.tensor_parallel.size)
         cls = mindone_class(architecture)
         config = as_mindone_reads(config, attention.NAME)
         self.dtype = context.dtype
         self.step = attention.Step()
         self.language_model = cls(config)
         self.language_model.set_train(False)
-        plan = dict(config.base_model_tp_plan or {})
         self.group = context.tensor_parallel
-        if self.group.size > 1 and {plan.get(name) for name in PROJECTIONS} != {"colwise"}:
-            raise SuiteError(
-                f"--tensor-parallel-size {self.group.size} is not supported for {architecture} of mindone, whose heads "
-                f"transformers has no plan to split; use 1, or leave out {OPTION}."
-            )
-        Maker(config, context, plan).replace(self.language_model)
+        Maker(config, context, plan(config)).replace(self.language_model)
         self._add_attention(config)
         self.weights = list(self._take_parameters(self.language_model))
         prefix = self.language_model.base_model_prefix
@@ -104,8 +111,13 @@ class MindOneModel(nn.Cell):
             for name, cell in self.language_model.cells_and_names()
             if isinstance(getattr(cell, "layer_idx", None), int) and hasattr(cell, "is_causal")
         ]
+        if len(modules) != config.num_hidden_layers:
+            raise SuiteError(
+                f"{len(modules)} modules of attention were found in {config.num_hidden_layers} layers of "
+                f"{type(self.language_model).__name__} of mindone; leave out {OPTION}."
+            )
         for name, cell in modules:
-            ours = Attention(f"{name}.attn", own, own_kv, size)
+            ours = Attention(f"{name}.attn", own, own_kv, size, window=window_of(config, cell.layer_idx))
             cell.paged_attention = attention.PagedAttention(ours, self.step)
             # Some count heads, or features of all heads, in the shapes that they give to tensors.
             for count in HEAD_COUNTS:

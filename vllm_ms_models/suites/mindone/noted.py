@@ -15,6 +15,7 @@ class NotedLinear(nn.Cell):
         self,
         in_channels: int = 0,
         out_channels: int = 0,
+        third: Any = None,
         *options: Any,
         has_bias: bool = True,
         bias: bool = True,
@@ -23,8 +24,8 @@ class NotedLinear(nn.Cell):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        if len(options) == 1 and isinstance(options[0], bool):  # mint's third argument
-            options, bias = (), options[0]
+        if isinstance(third, bool):  # mint's; that of `nn` is how to initialise the weight
+            bias = third
         if options:
             raise ValueError(f"A linear of mindone with the arguments {options} is not supported.")
         self.in_features = in_channels or in_features

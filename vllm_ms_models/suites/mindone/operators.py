@@ -21,7 +21,7 @@ def _by_rows(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
 
 def arange(start: float, end: float | None = None, step: float = 1, *, dtype: ms.Type | None = None) -> Tensor:
     """Of plain numbers; int64 unless one of them is a float."""
-    array = np.arange(start, step=step) if end is None else np.arange(start, end, step)
+    array: Any = np.arange(*((0, start) if end is None else (start, end)), step)  # type: ignore[call-overload]
     made = Tensor.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else np.int64))
     return made if dtype is None else made.astype(dtype)
 

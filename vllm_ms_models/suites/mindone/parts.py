@@ -1,6 +1,6 @@
 """Our linears, embeddings and experts in the places of those that mindone's models noted (noted.py).
 
-They bring what mindone's have not: bfloat16 and speed on CPUs, and a share of each matrix for each tensor-parallel rank.
+They bring what mindone's have not: bfloat16 and speed on CPUs, and a share of each matrix for each rank.
 """
 
 from collections.abc import Mapping
@@ -78,7 +78,7 @@ class Maker:
                 _put(cell, name, self.linear(full, part))
             elif isinstance(part, NotedEmbedding):
                 _put(cell, name, self.embed(full, part))
-            elif (experts := experts_for(full, part, self.config.hidden_act, self.context)) is not None:
+            elif (experts := experts_for(full, part, self.config, self.context)) is not None:
                 _put(cell, name, experts)
             else:
                 self.replace(part, f"{full}.")
