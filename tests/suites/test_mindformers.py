@@ -1,4 +1,4 @@
-"""Models of MindSpore Transformers through vLLM's engine: their answers are those of transformers, and of our own models.
+"""Models of MindSpore Transformers through vLLM's engine: their answers are transformers', and those of our own models.
 
 `make test-suites` runs this, in an environment that has mindformers. Tokens are the same wherever rounding cannot
 decide, which is asserted of every case.
@@ -78,7 +78,7 @@ def test_as_transformers_and_as_our_own(case: str) -> None:
 def test_prefixes_are_cached(case: str) -> None:
     """What a first run left in the cache serves a second one, whose prompts go on otherwise."""
     prompts = random_prompts((100, 150))
-    longer = [prompt + [7, 9, 11] for prompt in prompts]
+    longer = [[*prompt, 7, 9, 11] for prompt in prompts]
     model = torch_reference.load(folder_of(case))
     with engine(folder_of(case), additional_config=SOURCE, disable_log_stats=False) as llm:
         greedy(llm, prompts, 1)
@@ -96,7 +96,11 @@ def test_prefixes_are_cached(case: str) -> None:
 def test_preempted(case: str) -> None:
     """A cache for barely more than one sequence: others are thrown out midway and computed anew."""
     blocks = 1 + 9  # vLLM keeps one for itself; a sequence of 256 tokens takes 8
-    options = {"num_gpu_blocks_override": blocks, "enable_prefix_caching": False, "disable_log_stats": False}
+    options: dict[str, Any] = {
+        "num_gpu_blocks_override": blocks,
+        "enable_prefix_caching": False,
+        "disable_log_stats": False,
+    }
     with engine(folder_of(case), additional_config=SOURCE, **options) as llm:
         outputs = token_ids(greedy(llm, random_prompts(LENGTHS), TOKENS))
         assert counter(llm, "vllm:num_preemptions") > 0

@@ -72,7 +72,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         pass
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "no bfloat16 on a CPU; add --dtype float32": ("qwen3", {}, {"dtype": "bfloat16"}),
     "Qwen2ForCausalLM has layers with a sliding window": (
         "qwen2",
@@ -95,7 +95,7 @@ def test_refused_before_anything_is_loaded(sentence: str) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
     family, config, options = REFUSED[sentence]
-    arguments = {"dtype": "float32", "max_model_len": 64, "skip_tokenizer_init": True} | options
+    arguments: dict[str, Any] = {"dtype": "float32", "max_model_len": 64, "skip_tokenizer_init": True} | options
     with pytest.raises(ValueError) as raised:
         EngineArgs(str(checkpoint(family, **config)), additional_config=SOURCE, **arguments).create_engine_config()
     assert sentence in str(raised.value)

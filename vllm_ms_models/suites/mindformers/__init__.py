@@ -70,4 +70,4 @@ def build(architecture: str, hf_config: Any, context: Any) -> Any:
         return AscendCausalLM(made, hf_config, context)
     from vllm_ms_models.suites.mindformers.cpu import CpuCausalLM
 
-    return CpuCausalLM(architecture, made, hf_config, context)
+    return CpuCausalLM(made, hf_config, context)

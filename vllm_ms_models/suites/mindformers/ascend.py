@@ -10,7 +10,7 @@ A network takes, besides tokens and positions, how vLLM's sequences lie in the p
 | context_lens_tensor | int32 [n]                   | those before                                               |
 | block_tables        | int32 [n, blocks]           | the cache's blocks of each sequence                        |
 | slot_mapping        | int32 [tokens]              | block * block_size + offset of each token                  |
-| attention_mask      | the model's, [rows, width]  | see `attention_mask`                                              |
+| attention_mask      | the model's, [rows, width]  | see `attention_mask`                                       |
 | key_cache           | a list, a tensor each layer | [blocks, block_size, kv_heads, head_size]; latents: 1 head |
 | value_cache         | the same; None for latents  |                                                            |
 
@@ -51,7 +51,7 @@ class AscendCausalLM(nn.Cell):
 
     def construct(self, input_ids: Tensor | None, batch: Batch, inputs_embeds: Tensor | None = None) -> Tensor:
         """Tokens to the last hidden states `[tokens, hidden]`."""
-        if inputs_embeds is not None:
+        if input_ids is None or inputs_embeds is not None:
             raise ValueError("mindformers' networks take no embeddings on Ascend; leave out --enable-prompt-embeds.")
         caches = [layer.cache for layer in self.attention]
         view = batch.caches[self.attention[0].name]

@@ -41,11 +41,17 @@ def problems(architecture: str, hf_config: Any, dtype: str, device: str) -> Iter
     if getattr(hf_config, "mlp_only_layers", None) or getattr(hf_config, "decoder_sparse_step", 1) != 1:
         yield f"{architecture} with layers that have no experts is not served from mindformers; {mine}."
     if architecture == "DeepseekV3ForCausalLM":
-        yield from _latent_problems(architecture, hf_config, mine)
+        yield from _deepseek_problems(architecture, hf_config, mine)
+    groups, chosen = getattr(hf_config, "n_group", None) or 1, getattr(hf_config, "topk_group", None) or 1
+    if device == "ascend" and groups > 1 and hf_config.num_experts_per_tok // chosen != 2:
+        yield f"{architecture} ranks groups by other than two experts, which mindformers would not; {mine}."
     yield from _rope_problems(architecture, rope_entries(hf_config), mine)
 
 
-def _latent_problems(architecture: str, hf_config: Any, mine: str) -> Iterator[str]:
+def _deepseek_problems(architecture: str, hf_config: Any, mine: str) -> Iterator[str]:
+    for entry, only in (("moe_layer_freq", 1), ("scoring_func", "sigmoid")):
+        if (found := getattr(hf_config, entry, only)) not in (only, None):
+            yield f"{architecture} with {entry} {found!r} is not served from mindformers ({only!r} is); {mine}."
     if hf_config.q_lora_rank is None:
         yield f"{architecture} without q_lora_rank is not served from mindformers; {mine}."
     if not getattr(hf_config, "rope_interleave", True):

@@ -7,14 +7,12 @@ prompts and cached prefixes work as in our own models.
 """
 
 from collections.abc import Iterator
-from importlib import import_module
 from typing import Any
 
 import mindspore as ms
 from mindspore import Tensor, nn
 
 from vllm_ms_models.checkpoint.slots import Slot
-from vllm_ms_models.deepseek_v3 import config as deepseek
 from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.context import ModelContext
@@ -22,25 +20,16 @@ from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.prediction import prediction_tensors
 from vllm_ms_models.layers.rotary import RotaryEmbedding
 from vllm_ms_models.suites.mindformers import weights
-from vllm_ms_models.suites.mindformers.parts import CoreAttention, CoreLatentAttention, Experts, Norm, Rotary
-
-# Architecture with experts -> the module of ours that has its feed-forward block.
-SPARSE = {
-    "DeepseekV3ForCausalLM": "vllm_ms_models.deepseek_v3.model",
-    "Glm4MoeForCausalLM": "vllm_ms_models.glm4_moe.model",
-    "Qwen3MoeForCausalLM": "vllm_ms_models.qwen3_moe.model",
-}
+from vllm_ms_models.suites.mindformers.parts import CoreAttention, CoreLatentAttention, Experts, Norm, Passage, Rotary
 
 
 class CpuCausalLM(nn.Cell):
     """A network of mindformers with our parts, as `bridge/model.py` wants it."""
 
-    def __init__(self, architecture: str, network: Any, hf_config: Any, context: ModelContext) -> None:
+    def __init__(self, network: Any, hf_config: Any, context: ModelContext) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
         self.ignored = prediction_tensors(hf_config)
-        if architecture == "DeepseekV3ForCausalLM":
-            deepseek.check(hf_config)
         model = network.model
         model.move_lens_to_cpu = False  # there are none
         model.return_hidden_states = True  # vLLM chooses the tokens whose logits it wants
@@ -56,8 +45,8 @@ class CpuCausalLM(nn.Cell):
             block.rotary_emb = model.rotary_pos_emb
             block.core_attention = _core_attention(f"{prefix}.self_attn.attn", block, rotary)
             if layer.moe_layer:
-                make = import_module(SPARSE[architecture]).feed_forward
-                layer.mlp = Experts(make(hf_config, number, context, f"{prefix}.mlp"))
+                layer.mlp.router = layer.mlp.token_dispatcher = Passage()
+                layer.mlp.experts = Experts(network.transformer_config, context, f"{prefix}.mlp")
 
     def construct(self, input_ids: Tensor | None, batch: Batch, inputs_embeds: Tensor | None = None) -> Tensor:
         """Tokens (or embeddings) to the last hidden states `[tokens, hidden]`."""

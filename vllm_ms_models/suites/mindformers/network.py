@@ -48,7 +48,7 @@ def _is_error(record: logging.LogRecord) -> bool:
 
 
 def _options(architecture: str, config_class: type, hf_config: Any, context: ModelContext) -> dict[str, Any]:
-    """What the configuration says and mindformers reads, in the spelling of transformers 4; and what it must be told."""
+    """What the configuration says and mindformers reads, in the spelling of transformers 4; and what it leaves open."""
     read = inspect.signature(config_class).parameters
     options = {key: getattr(hf_config, key) for key in read if hasattr(hf_config, key)}  # some have two names
     rope = rope_entries(hf_config)

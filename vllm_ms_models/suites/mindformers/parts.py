@@ -11,8 +11,10 @@ from mindspore import Tensor
 from vllm_ms_models import kernels
 from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch
+from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.layer import Layer
 from vllm_ms_models.layers.mla import LatentAttention
+from vllm_ms_models.layers.moe import MoE, Routing, noaux_tc, softmax_top_k
 from vllm_ms_models.layers.norm import RMSNorm
 from vllm_ms_models.layers.rotary import RotaryEmbedding
 
@@ -81,19 +83,51 @@ class CoreLatentAttention(LatentAttention):
         self.kernels.write_latent(latent, key, self.cache, slot_mapping.caches[self.name].slots)
         return rows
 
-    def construct(self, query: Tensor, key: None, value: None, batch: Batch, *_: Any, **more: Any) -> Tensor:
+    def construct(  # type: ignore[override]
+        self, query: Tensor, key: None, value: None, batch: Batch, *_: Any, **more: Any
+    ) -> Tensor:
         """Of `[tokens, heads * width]` queries: means of latents, `[tokens, heads * rank]`."""
         sequences = batch.caches[self.name].sequences
         return self.kernels.mla_attention(query.contiguous(), self.cache, sequences, self.scale, self.rank)
 
 
 class Experts(Layer):
-    """Instead of MoELayer: the feed-forward block of our own model."""
+    """Instead of GroupedMLP, of a MoELayer of mindformers; and chooses the experts too, by what its router would.
 
-    def __init__(self, block: Layer) -> None:
+    The layer's router and dispatcher give way to a `Passage`. Its shared experts, and the sum, stay its own.
+    """
+
+    def __init__(self, config: Any, context: ModelContext, prefix: str) -> None:
         super().__init__()
-        self.block = block
+        sizes = config.hidden_size, config.moe_ffn_hidden_size, config.num_moe_experts
+        biased = config.moe_router_enable_expert_bias
+        self.experts = MoE(prefix, *sizes, routing(config), config.hidden_act, context, correction_bias=biased)
 
-    def construct(self, hidden: Tensor, **_: None) -> Tensor:
-        """`[tokens, hidden]` -> `[tokens, hidden]`. What else mindformers passes is for more ranks than one."""
-        return self.block(hidden)
+    def construct(self, hidden: Tensor, group_list: None) -> Tensor:
+        """`[tokens, hidden]` -> `[tokens, hidden]`."""
+        return self.experts(hidden)
+
+
+class Passage(Layer):
+    """Instead of a MoELayer's router and token dispatcher: all tokens go to the experts as they are."""
+
+    def construct(self, hidden: Tensor) -> tuple[None, None]:
+        return None, None
+
+    def dispatch_preprocess(self, shares: None, experts: None) -> tuple[None, None]:
+        return None, None
+
+    def token_dispatch(self, hidden: Tensor, experts: None) -> tuple[Tensor, None, tuple[()]]:
+        return hidden, None, ()
+
+    def token_combine(self, output: Tensor, shares: None) -> Tensor:
+        return output
+
+
+def routing(config: Any) -> Routing:
+    """That of mindformers' TopKRouter, of a TransformerConfig."""
+    if config.moe_router_score_function == "softmax":
+        return softmax_top_k(config.moe_router_topk, config.norm_topk_prob)
+    groups, top_groups = config.moe_router_num_groups or 1, config.moe_router_group_topk or 1
+    scale = config.moe_router_topk_scaling_factor or 1.0
+    return noaux_tc(config.moe_router_topk, groups, top_groups, scale, config.norm_topk_prob)
