@@ -60,9 +60,10 @@ def check_model(architecture: str, hf_config: Any, dtype: str, ranks: int) -> No
 
 def build(architecture: str, hf_config: Any, context: Any) -> Any:
     """The Cell of `architecture`, as `bridge/model.py` wants it."""
+    from vllm_ms_models import kernels
     from vllm_ms_models.suites.mindformers import network
 
-    device = runtime.device()
+    device = "ascend" if kernels.get().name == "ascend" else "cpu"
     made = network.make(architecture, MODELS[architecture], hf_config, context, device)
     if device == "ascend":
         from vllm_ms_models.suites.mindformers.ascend import AscendCausalLM

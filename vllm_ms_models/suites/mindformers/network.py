@@ -31,14 +31,14 @@ def start(device: str) -> None:
     It learns that from environment variables. Its log goes to files of its own, not to this process's output; but for
     errors.
     """
-    eager = device == "cpu"  # operators one by one; on Ascend it compiles its graphs
-    os.environ["ENFORCE_EAGER"] = str(eager)
+    if device == "cpu":
+        os.environ["ENFORCE_EAGER"] = "True"  # operators one by one; on Ascend it compiles graphs unless told so
     folder = Path("~/.cache/vllm_ms_models/mindformers").expanduser()
     os.environ.setdefault("LOCAL_DEFAULT_PATH", str(folder))
     log = os.environ.setdefault("LOG_MF_PATH", str(folder / "log"))
     logging.getLogger(f"mindformers{log}").addFilter(_is_error)
     config_class = import_module("mindformers.tools.register").MindFormerConfig
-    target = {"device_target": device.upper() if eager else "Ascend", "mode": 1 if eager else 0}
+    target = {"device_target": "CPU", "mode": 1} if device == "cpu" else {"device_target": "Ascend", "mode": 0}
     options = config_class(use_legacy=False, run_mode="predict", context=target, parallel={}, parallel_config={})
     import_module("mindformers.core.context.build_context").build_mf_context(options)
 
