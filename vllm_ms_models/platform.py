@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vllm.platforms.cpu import CpuPlatform
 from vllm.platforms.interface import PlatformEnum
 
-from vllm_ms_models import cores, faults, memory, ports, processes, registry, runtime
+from vllm_ms_models import cores, faults, memory, ports, processes, registry, runtime, suites
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -54,7 +54,7 @@ class MindSporePlatform(CpuPlatform):
 
     @classmethod
     def verify_model_arch(cls, model_arch: str) -> None:
-        if model_arch not in registry.DRAFTS:
+        if model_arch not in registry.DRAFTS and model_arch not in suites.ADDED:
             registry.check(model_arch)
 
     @classmethod

@@ -52,7 +52,6 @@ def test_errors_are_those_of_the_dtype(name: str) -> None:
         ours.append(np.abs(found - exact))
         torches.append(np.abs(rounded - exact))
     our_error, torch_error = (np.concatenate(errors).mean() for errors in (ours, torches))
-    print(name, our_error, torch_error)
-    # Both round what every module gives: where one of them rounds up, the other may round down, and over some hundred
-    # thousand values that evens out.
-    assert torch_error / 10 < our_error < 1.1 * torch_error
+    # Both round what every module gives. Ours rounds less: kernels add biases, and norm, before they do, so that its
+    # errors were 63 to 99.6% of torch's; 2% are left for other instruction sets, which sum in other orders.
+    assert torch_error / 10 < our_error < 1.02 * torch_error

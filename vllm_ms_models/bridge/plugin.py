@@ -8,7 +8,7 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.models import ModelRegistry
 from vllm.platforms import current_platform
 
-from vllm_ms_models import compat, registry
+from vllm_ms_models import compat, registry, suites
 
 
 def register() -> None:
@@ -41,8 +41,10 @@ def register() -> None:
         ModelRegistry.register_model(architecture, model)
     for architecture in registry.DRAFTS:
         ModelRegistry.register_model(architecture, draft_shell(architecture))
+    for architecture in suites.ADDED:
+        ModelRegistry.register_model(architecture, shell(architecture))
     compat.complete_xlm_roberta_config()
-    compat.hide_torch_models([*ours, *registry.DRAFTS])
+    compat.hide_torch_models([*ours, *registry.DRAFTS, *suites.ADDED])
     register_model_loader("mindspore")(SafetensorsLoader)
     register_model_loader("mindspore_dummy")(DummyLoader)
     quantization.register()

@@ -11,6 +11,7 @@ from vllm_ms_models import registry, runtime
 from vllm_ms_models.bridge import encoder, lora, quantization, sentence_transformers, speculation, suites
 from vllm_ms_models.bridge.loader import LOAD_FORMATS
 from vllm_ms_models.checkpoint.errors import CheckpointError
+from vllm_ms_models.suites import ADDED
 
 WORKER = "vllm_ms_models.worker.MindSporeWorker"
 INT8_CACHE = "int8_per_token_head"  # vLLM's name of it
@@ -54,7 +55,8 @@ def refusals(vllm_config: VllmConfig) -> Iterator[str]:
             )
         yield from _model(vllm_config, spec.draft_model_config)
     for architecture in vllm_config.model_config.architectures:
-        registry.check(registry.unconverted(architecture))
+        if architecture not in ADDED:
+            registry.check(registry.unconverted(architecture))
     yield from _model(vllm_config, vllm_config.model_config)
     yield from _ranks(vllm_config)
     yield from lora.refusals(vllm_config)

@@ -16,6 +16,10 @@ def refusals(vllm_config: VllmConfig) -> Iterator[str]:
     """
     name = suites.source(vllm_config)
     if name == suites.NATIVE:
+        for architecture in vllm_config.model_config.architectures:
+            for other in suites.ADDED.get(architecture, ()):
+                option = f'{{"{suites.OPTION}": "{other}"}}'
+                yield f"{architecture} is not among this package's own models; --additional-config '{option}' has one."
         return
     adapter = suites.adapter(name)
     adapter.check()

@@ -26,6 +26,20 @@ SOURCES = {
     "mindformers": "vllm_ms_models.suites.mindformers",
 }
 
+# Architectures that this package has no model of -> the suites that have one.
+ADDED: dict[str, tuple[str, ...]] = {
+    "ArceeForCausalLM": ("mindone",),
+    "CohereForCausalLM": ("mindone",),
+    "Ernie4_5ForCausalLM": ("mindone",),
+    "Exaone4ForCausalLM": ("mindone",),
+    "HeliumForCausalLM": ("mindone",),
+    "HunYuanDenseV1ForCausalLM": ("mindone",),
+    "OlmoForCausalLM": ("mindone",),
+    "SeedOssForCausalLM": ("mindone",),
+    "SmolLM3ForCausalLM": ("mindone",),
+    "Starcoder2ForCausalLM": ("mindone",),
+}
+
 
 class SuiteError(ValueError):
     """A suite that cannot be used: unknown, not installed, of another version, or without the model."""
