@@ -45,7 +45,7 @@ def rotary(operators: StandIn) -> Any:
             places = Tensor(np.concatenate([np.arange(length) for length in lengths.asnumpy()]).astype(np.int64))
             cos, sin = cos[places], sin[places]
         lengths = Tensor(np.ones(len(query), np.int32))
-        return operators.apply_rotary_pos_emb(query, key, cos, sin, lengths)  # type: ignore[no-any-return]
+        return operators.apply_rotary_pos_emb(query, key, cos, sin, lengths)
 
     return rotate
 
@@ -78,7 +78,7 @@ def answers(case: str, source: dict[str, Any], dtype: str) -> tuple[list[list[in
     """Tokens, and log-probabilities of the whole vocabulary, of prompts whose chunks meet the others' decoding."""
     family, options = CASES[case]
     prompts = random_prompts([1, 7, 90, 33, 16])
-    settings = {"max_num_batched_tokens": 48, "async_scheduling": False, "dtype": dtype}
+    settings: dict[str, Any] = {"max_num_batched_tokens": 48, "async_scheduling": False, "dtype": dtype}
     with engine(checkpoint(family, **options), additional_config=source, **settings) as llm:
         outputs = greedy(llm, prompts, TOKENS, logprobs=-1)
     return token_ids(outputs), [distributions(output.outputs[0].logprobs, 211) for output in outputs]

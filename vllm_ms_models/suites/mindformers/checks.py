@@ -44,7 +44,7 @@ def problems(architecture: str, hf_config: Any, dtype: str, device: str) -> Iter
     if architecture == "DeepseekV3ForCausalLM":
         yield from _deepseek_problems(architecture, hf_config, mine)
         if device == "ascend" and hf_config.kv_lora_rank != LATENT_RANK:
-            yield f"{architecture} has kv_lora_rank other than {LATENT_RANK}, which mindformers takes for granted; {mine}."
+            yield f"{architecture} has kv_lora_rank other than {LATENT_RANK}, the only one of mindformers; {mine}."
     groups, chosen = getattr(hf_config, "n_group", None) or 1, getattr(hf_config, "topk_group", None) or 1
     if device == "ascend" and groups > 1 and hf_config.num_experts_per_tok // chosen != 2:
         yield f"{architecture} ranks groups by other than two experts, which mindformers would not; {mine}."
