@@ -5,6 +5,7 @@
 """
 
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,3 +166,26 @@ def test_random_weights() -> None:
     with engine(folder_of("qwen2"), additional_config=SOURCE, load_format="dummy") as llm:
         (output,) = greedy(llm, random_prompts((9,)), 4, logprobs=1)
     assert all(math.isfinite(entry.logprob) for step in output.outputs[0].logprobs for entry in step.values())
+
+
+def test_nothing_else_is_changed() -> None:
+    """mindone's modules see other operators and names than those that MindSpore and transformers have."""
+    import mindspore
+    import transformers.utils
+
+    with engine(folder_of("qwen2"), additional_config=SOURCE) as llm:
+        greedy(llm, random_prompts((5,)), 2)
+    rope = sys.modules["mindone.transformers.modeling_rope_utils"]
+    assert rope.mint.arange.__module__ == "vllm_ms_models.suites.mindone.operators"
+    assert mindspore.mint.arange.__module__.startswith("mindspore.")
+    assert mindspore.nn.Dense.__module__.startswith("mindspore.")
+    assert not hasattr(transformers.utils, "FLAX_WEIGHTS_NAME")
+
+
+def test_a_mask_is_an_error() -> None:
+    """What attention would have to do otherwise is not left out in silence."""
+    from vllm_ms_models.suites.mindone.attention import attend
+
+    for options in ({"attention_mask": 1}, {"attention_mask": None, "s_aux": 1}):
+        with pytest.raises(ValueError, match=f"calls attention with {[*options][-1]}, which is not supported"):
+            attend(None, None, None, None, **options)

@@ -29,7 +29,6 @@ SOURCES = {
 # Architectures that this package has no model of -> the suites that have one.
 ADDED: dict[str, tuple[str, ...]] = {
     "ArceeForCausalLM": ("mindone",),
-    "CohereForCausalLM": ("mindone",),
     "Ernie4_5ForCausalLM": ("mindone",),
     "Exaone4ForCausalLM": ("mindone",),
     "HeliumForCausalLM": ("mindone",),

@@ -16,7 +16,6 @@ TENSOR_PARALLEL = True  # where transformers has a plan for it
 # Architecture -> the module of mindone that has it.
 MODELS = {
     "ArceeForCausalLM": "mindone.transformers.models.arcee.modeling_arcee",
-    "CohereForCausalLM": "mindone.transformers.models.cohere.modeling_cohere",
     "Ernie4_5ForCausalLM": "mindone.transformers.models.ernie4_5.modeling_ernie4_5",
     "Exaone4ForCausalLM": "mindone.transformers.models.exaone4.modeling_exaone4",
     "Gemma2ForCausalLM": "mindone.transformers.models.gemma2.modeling_gemma2",

@@ -17,9 +17,10 @@ MEANINGLESS = {"dropout", "position_ids", "cache_position", "use_cache", "output
 
 @dataclass
 class Step:
-    """The batch of the step that is running; all attention modules of a model share one of these."""
+    """The batch of the step that is running, and how many of its layers have attended to it."""
 
     batch: Batch | None = None
+    attended: int = 0
 
 
 class PagedAttention(nn.Cell):
@@ -34,6 +35,7 @@ class PagedAttention(nn.Cell):
         """Of one sequence of all tokens, `[1, heads, tokens, head_size]` each -> `[1, tokens, heads, head_size]`."""
         attention, batch = self.attention, self.step.batch
         assert batch is not None
+        self.step.attended += 1
         heads, kv_heads, size = attention.num_heads, attention.num_kv_heads, attention.head_size
         found = [tuple(tensor.shape[1::2]) for tensor in (query, key, value)]
         if found != [(heads, size), (kv_heads, size), (kv_heads, size)]:
@@ -71,9 +73,7 @@ def attend(
         )
     paged: PagedAttention = module.paged_attention
     attention = paged.attention
-    if attention.window is None:  # a window for all layers, of which the config says nothing more
-        attention.window = sliding_window
-    elif sliding_window not in (None, attention.window):
+    if sliding_window not in (None, attention.window):
         raise ValueError(
             f"{type(module).__name__} of mindone has a window of {sliding_window} where the config has one of "
             f"{attention.window}; it cannot be served from mindone."

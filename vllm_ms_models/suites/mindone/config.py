@@ -27,6 +27,11 @@ def check(architecture: str, config: Any, ranks: int) -> None:
             f"Rotary embeddings of the type {rope['rope_type']!r} are not supported with {OPTION} 'mindone', whose "
             "frequencies are those of the longest sequence in a batch; leave it out."
         )
+    if getattr(config, "clip_qkv", None) is not None:
+        raise SuiteError(
+            f"clip_qkv is not supported with {OPTION} 'mindone', which does it by an operator that MindSpore has for "
+            "Ascend only; serve another model."
+        )
     if ranks > 1 and {plan(config).get(name) for name in PROJECTIONS} != {"colwise"}:
         raise SuiteError(
             f"--tensor-parallel-size {ranks} is not supported for {architecture} of mindone, for whose heads "

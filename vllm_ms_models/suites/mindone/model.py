@@ -51,9 +51,10 @@ def mindone_class(architecture: str) -> type[Any]:
 
 
 def window_of(config: Any, layer: int) -> int | None:
-    """What the config says of one layer. Some of mindone's modules do not pass it on: they have it in their masks."""
+    """What the config says of one layer; not every module of mindone passes it on, for some have it in their masks."""
     kinds = getattr(config, "layer_types", None)
-    return config.sliding_window if kinds and kinds[layer] == "sliding_attention" else None
+    windowed = kinds is None or kinds[layer] == "sliding_attention"
+    return getattr(config, "sliding_window", None) if windowed else None
 
 
 class _Output(tuple):
@@ -87,6 +88,7 @@ class MindOneModel(nn.Cell):
         config = as_mindone_reads(config, attention.NAME)
         self.dtype = context.dtype
         self.step = attention.Step()
+        self.num_layers = config.num_hidden_layers
         self.language_model = cls(config)
         self.language_model.set_train(False)
         self.group = context.tensor_parallel
@@ -154,7 +156,7 @@ class MindOneModel(nn.Cell):
 
     def construct(self, input_ids: Tensor | None, batch: Batch, inputs_embeds: Tensor | None = None) -> Tensor:
         """Hidden states `[tokens, hidden]`."""
-        self.step.batch = batch
+        self.step.batch, self.step.attended = batch, 0
         try:
             result = self.decoder(
                 input_ids=None if input_ids is None else input_ids.expand_dims(0),
@@ -165,6 +167,11 @@ class MindOneModel(nn.Cell):
             )
         finally:
             self.step.batch = None
+        if self.step.attended != self.num_layers:
+            raise RuntimeError(
+                f"{self.step.attended} of {self.num_layers} layers of {type(self.language_model).__name__} of mindone "
+                "called the attention that they were given; it cannot be served from mindone."
+            )
         return result[0].squeeze(0)
 
     def embed(self, input_ids: Tensor) -> Tensor:

@@ -42,6 +42,14 @@ def stack(tensors: list[Tensor] | tuple[Tensor, ...], dim: int = 0) -> Tensor:
     return ops.stack(tensors, dim)
 
 
+def repeat_interleave(input: Tensor, repeats: int, dim: int = -1) -> Tensor:
+    """Each slice along `dim` so many times in a row."""
+    axis = dim % input.ndim
+    shape = (*input.shape[: axis + 1], repeats, *input.shape[axis + 1 :])
+    merged = (*input.shape[:axis], input.shape[axis] * repeats, *input.shape[axis + 1 :])
+    return input.unsqueeze(axis + 1).broadcast_to(shape).reshape(merged)
+
+
 def tanh(input: Tensor) -> Tensor:
     """As `2 / (1 + exp(-2x)) - 1`, which is off by 2e-6."""
     return (2.0 / (1.0 + (input.float() * -2.0).exp()) - 1.0).to(input.dtype)
@@ -130,6 +138,7 @@ def spellings() -> dict[str, dict[str, Any]]:
             "full": full,
             "zeros_like": zeros_like,
             "ones_like": ones_like,
+            "repeat_interleave": repeat_interleave,
             "stack": stack,
             "tanh": tanh,
             "softmax": softmax,

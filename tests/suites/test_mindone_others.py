@@ -1,0 +1,75 @@
+"""Architectures that this package has no model of and mindone has: their answers are those of transformers."""
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from tests.checkpoints import _DEFAULTS, _root, random_prompts, randomized
+from tests.engines import distributions, engine, greedy, token_ids
+from tests.reference import torch_reference
+from tests.reference.torch_reference import LEAST_MARGIN, LOGPROB_TOLERANCE
+from vllm_ms_models import suites
+
+SOURCE = {"model_source": "mindone"}
+TOKENS = 32
+LENGTHS = (1, 33, 100)
+
+# Config, options, seed of the weights.
+CASES: dict[str, tuple[Any, dict[str, Any], int]] = {
+    "ArceeForCausalLM": (transformers.ArceeConfig, {}, 0),
+    "Ernie4_5ForCausalLM": (transformers.Ernie4_5Config, {"head_dim": 16}, 2),
+    "Exaone4ForCausalLM": (
+        transformers.Exaone4Config,
+        {"sliding_window": 24, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+        0,
+    ),
+    "HeliumForCausalLM": (transformers.HeliumConfig, {"head_dim": 16}, 1),
+    "HunYuanDenseV1ForCausalLM": (transformers.HunYuanDenseV1Config, {"head_dim": 16}, 0),
+    "OlmoForCausalLM": (transformers.OlmoConfig, {}, 0),
+    "SeedOssForCausalLM": (transformers.SeedOssConfig, {"head_dim": 16}, 0),
+    "SmolLM3ForCausalLM": (transformers.SmolLM3Config, {}, 0),
+    "Starcoder2ForCausalLM": (transformers.Starcoder2Config, {"sliding_window": 24}, 0),
+}
+
+
+@functools.cache
+def folder_of(architecture: str) -> Path:
+    make, options, seed = CASES[architecture]
+    config = make(**(_DEFAULTS | options))
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    folder = Path(tempfile.mkdtemp(dir=_root()))
+    randomized(model, seed).save_pretrained(folder)
+    return folder
+
+
+def test_all_are_here() -> None:
+    assert set(CASES) == set(suites.ADDED)
+
+
+@pytest.mark.parametrize("architecture", CASES)
+def test_as_transformers(architecture: str) -> None:
+    folder, prompts = folder_of(architecture), random_prompts(LENGTHS)
+    model = torch_reference.load(folder)
+    answers = [torch_reference.greedy(model, prompt, TOKENS) for prompt in prompts]
+    assert min(answer.margin for answer in answers) > LEAST_MARGIN, "another seed"
+    with engine(folder, additional_config=SOURCE, max_num_batched_tokens=48) as llm:
+        outputs = greedy(llm, prompts, TOKENS, logprobs=-1)
+    assert token_ids(outputs) == [answer.tokens for answer in answers]
+    for output, answer in zip(outputs, answers, strict=True):
+        exact = answer.token_logits.log_softmax(-1).numpy()
+        ours = distributions(output.outputs[0].logprobs, exact.shape[1])
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=LOGPROB_TOLERANCE)
+
+
+def test_not_among_our_own() -> None:
+    from vllm import EngineArgs
+
+    folder = str(folder_of("OlmoForCausalLM"))
+    with pytest.raises(ValueError, match=r"OlmoForCausalLM is not among this package's own models; .*\"mindone\""):
+        EngineArgs(folder, skip_tokenizer_init=True, max_model_len=64).create_engine_config()
