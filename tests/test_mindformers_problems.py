@@ -54,6 +54,12 @@ def test_dtypes() -> None:
     assert not [*checks.problems("Qwen3ForCausalLM", config(), "bfloat16", "ascend")]
 
 
+def test_batch_invariance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    (found,) = checks.problems("Qwen3ForCausalLM", config(), "float32", "cpu")
+    assert found.startswith("VLLM_BATCH_INVARIANT asks mindformers for operators of Ascend; unset it")
+
+
 def test_the_sentence_of_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another version, or none, or without what it imports: which works, and what pip is to be told."""
     installed = dict.fromkeys(mindformers.NEEDED, "1") | {"mindformers": "2.0.0"}

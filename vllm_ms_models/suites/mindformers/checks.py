@@ -1,5 +1,6 @@
 """What mindformers' networks cannot do, or leave out without a word: one sentence each. Imports no MindSpore."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,6 +36,8 @@ def problems(architecture: str, hf_config: Any, dtype: str, device: str) -> Iter
             f"mindformers multiplies matrices by MindSpore's MatMul, which has no {dtype} on a CPU; "
             f"add --dtype {CPU_DTYPES[0]}, or {mine}."
         )
+    if device == "cpu" and os.environ.get("VLLM_BATCH_INVARIANT", "").strip().lower() in ("1", "true"):
+        yield f"VLLM_BATCH_INVARIANT asks mindformers for operators of Ascend; unset it, or {mine}."
     if "sliding_attention" in (getattr(hf_config, "layer_types", None) or ()):
         yield f"{architecture} has layers with a sliding window, which mindformers would leave out; {mine}."
     if hf_config.hidden_act != "silu":
