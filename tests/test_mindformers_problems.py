@@ -31,6 +31,7 @@ PROBLEMS: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen3ForCausalLM",
         rope(attention_factor=1.5),
     ),
+    "rope type 'yarn' without a factor": ("Qwen3ForCausalLM", rope(factor=None)),
     "mscale other than mscale_all_dim": ("DeepseekV3ForCausalLM", rope(mscale=1.0, mscale_all_dim=0.5)),
     "layers that have no experts": ("Qwen3MoeForCausalLM", {"mlp_only_layers": [1]}),
     "without q_lora_rank": ("DeepseekV3ForCausalLM", {"q_lora_rank": None}),

@@ -154,5 +154,6 @@ def test_the_configuration_in_other_words() -> None:
     assert json.loads((folder / "config.json").read_text())["rope_parameters"]["factor"] == 4.0
     assert (config.position_embedding_type, config.rotary_scaling_factor) == ("yarn", 4.0)
     assert config.max_position_embeddings == 64  # those that the scaling starts from
+    assert (config.beta_fast, config.beta_slow) == (32.0, 1.0)  # as in transformers
     assert config.add_qkv_bias
     assert config.compute_dtype == float32

@@ -73,6 +73,8 @@ def _rope_problems(architecture: str, rope: dict[str, Any], mine: str) -> Iterat
     kind = rope.get("rope_type", "default")
     if kind not in ROPE_TYPES:
         yield f"{architecture} with rope type {kind!r} is not served from mindformers ({_or(ROPE_TYPES)} is); {mine}."
+    elif kind != "default" and rope.get("factor") is None:
+        yield f"{architecture} has rope type {kind!r} without a factor; add it to config.json, or {mine}."
     elif unknown := sorted(key for key in set(rope) - ROPE_ENTRIES if rope[key] is not None):
         yield f"{architecture} has rope entries that mindformers does not read ({', '.join(unknown)}); {mine}."
     elif rope.get("mscale", 1) != rope.get("mscale_all_dim", rope.get("mscale", 1)):

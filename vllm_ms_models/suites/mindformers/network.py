@@ -55,7 +55,10 @@ def _options(architecture: str, config_class: type, hf_config: Any, context: Mod
     options["rope_theta"] = rope.pop("rope_theta", 10000.0)
     options["partial_rotary_factor"] = rope.pop("partial_rotary_factor", 1.0)
     scaled = rope.get("rope_type", "default") != "default"
-    options["rope_scaling"] = rope if scaled else None
+    # What transformers takes where an entry is left out; mindformers has no such values, or others.
+    yarn = {"beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": hf_config.max_position_embeddings}
+    said = {key: value for key, value in rope.items() if value is not None}
+    options["rope_scaling"] = yarn | said if scaled else None
     if architecture == "DeepseekV3ForCausalLM" and not scaled:
         options.update(rope_type="rope", rotary_scaling_factor=1.0)  # it takes YaRN for granted
     if architecture == "Qwen2ForCausalLM":
