@@ -15,6 +15,7 @@ from vllm_ms_models.memory import (
     InsufficientMemoryError,
     cache_size,
     check_weights,
+    device_cache_size,
     gib,
 )
 
@@ -141,3 +142,33 @@ def test_whatever_is_given_fits(total, available, utilization, resident, one_seq
     else:
         assert one_sequence <= given <= min(most, host.available - RESERVE)
         assert given + resident <= utilization * total
+
+
+# --- a device's own memory -----------------------------------------------------------------------------------------
+
+
+def device_size(**changes: Any) -> int:
+    plain: dict[str, Any] = {
+        "device": HostMemory(total=64 * GIB, available=48 * GIB),  # weights and others have 16
+        "utilization": 0.9,
+        "one_sequence": GIB,
+        "requested": None,
+    }
+    return device_cache_size(**(plain | changes))
+
+
+def test_a_device_gives_what_utilization_leaves_beside_the_weights():
+    assert device_size() == int(0.9 * 64 * GIB) - 16 * GIB - RESERVE
+    assert device_size(utilization=0.5) == 32 * GIB - 16 * GIB - RESERVE
+    assert device_size(requested=40 * GIB) == 40 * GIB
+
+
+def test_what_does_not_fit_on_a_device():
+    with pytest.raises(
+        InsufficientMemoryError, match=r"asks for 49\.00 GiB, but only 48\.00 GiB of the device's 64\.00"
+    ):
+        device_size(requested=49 * GIB)
+    with pytest.raises(InsufficientMemoryError, match=r"needs 20\.00 GiB, but only 15\.00 GiB .*utilization 0\.5\)"):
+        device_size(utilization=0.5, one_sequence=20 * GIB)
+    with pytest.raises(InsufficientMemoryError, match=r"only 0\.00 GiB of the device's"):
+        device_size(utilization=0.1)

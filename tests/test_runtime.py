@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vllm_ms_models import runtime
+from vllm_ms_models import devices, runtime
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -44,15 +44,37 @@ def test_ascend_on_a_host_without_it(monkeypatch: pytest.MonkeyPatch, davinci: l
     )
 
 
-def test_ascend_on_a_host_that_has_it(monkeypatch: pytest.MonkeyPatch, davinci: list[str]) -> None:
-    monkeypatch.setenv("VLLM_MS_DEVICE", "ascend")
+@pytest.mark.parametrize("value", ["auto", "ascend", None])
+def test_ascend_on_a_host_that_has_it(monkeypatch: pytest.MonkeyPatch, davinci: list[str], value: str | None) -> None:
+    monkeypatch.delenv("VLLM_MS_DEVICE", raising=False)
+    if value is not None:
+        monkeypatch.setenv("VLLM_MS_DEVICE", value)
+    davinci += ["/dev/davinci1", "/dev/davinci0", "/dev/davinci_manager"]
+    assert runtime.device() == "ascend"
+    assert devices.visible() == [0, 1]
+
+
+def test_the_devices_that_a_process_may_use(monkeypatch: pytest.MonkeyPatch, davinci: list[str]) -> None:
+    davinci += [f"/dev/davinci{number}" for number in range(8)]
+    monkeypatch.setenv(devices.VISIBLE, "6,2")
+    assert devices.visible() == [6, 2]
+    devices.check(1, 2)
+    with pytest.raises(ValueError, match=r"3 ranks on this host .* but only 2 can be used .*VISIBLE_DEVICES=6,2"):
+        devices.check(2, 3)
+    for wrong in ("8", "first", "0,-1"):
+        monkeypatch.setenv(devices.VISIBLE, wrong)
+        with pytest.raises(ValueError, match=f"VISIBLE_DEVICES={wrong} does not name devices of this host, which has"):
+            runtime.device()
+
+
+def test_no_device_is_left(monkeypatch: pytest.MonkeyPatch, davinci: list[str]) -> None:
     davinci.append("/dev/davinci0")
-    with pytest.raises(ValueError) as caught:
+    monkeypatch.setenv(devices.VISIBLE, "")
+    monkeypatch.delenv("VLLM_MS_DEVICE", raising=False)
+    assert runtime.device() == "cpu"
+    monkeypatch.setenv("VLLM_MS_DEVICE", "ascend")
+    with pytest.raises(ValueError, match="VLLM_MS_DEVICE=ascend: ASCEND_RT_VISIBLE_DEVICES leaves no Ascend device"):
         runtime.device()
-    assert str(caught.value) == (
-        "VLLM_MS_DEVICE=ascend: the Ascend back end is not part of this version; "
-        "set VLLM_MS_DEVICE=cpu to serve from the CPU."
-    )
 
 
 @pytest.mark.parametrize("value", ["gpu", "cpu:0", "", "ascend910"])
@@ -134,7 +156,7 @@ def test_the_line_of_this_process(monkeypatch: pytest.MonkeyPatch, caplog: Any) 
 START = """
 import logging
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-from vllm_ms_models import runtime
+from vllm_ms_models import devices, runtime
 runtime.start("float16")
 import mindspore
 print("sum", (mindspore.Tensor([1.0, 2.0]) + 1).asnumpy().sum())

@@ -97,6 +97,30 @@ def cache_size(
     return size
 
 
+def device_cache_size(device: HostMemory, utilization: float, one_sequence: int, requested: int | None) -> int:
+    """Bytes for the KV cache on an accelerator, of which `device` says what it has and what is left beside the weights.
+
+    `requested` (--kv-cache-memory-bytes) wins; otherwise what `utilization` of the memory leaves, and RESERVE of it.
+    InsufficientMemoryError if that does not fit, or cannot hold `one_sequence`, the cache of one of maximal length.
+    """
+    if requested is not None:
+        size = requested
+    else:
+        size = int(utilization * device.total) - (device.total - device.available) - RESERVE
+    if size > device.available:
+        raise InsufficientMemoryError(
+            f"--kv-cache-memory-bytes asks for {gib(size)}, but only {gib(device.available)} of the device's "
+            f"{gib(device.total)} is available; ask for less."
+        )
+    if size < one_sequence:
+        raise InsufficientMemoryError(
+            f"The KV cache of one sequence of --max-model-len tokens needs {gib(one_sequence)}, but only "
+            f"{gib(max(size, 0))} of the device's {gib(device.total)} is left for it (--gpu-memory-utilization "
+            f"{utilization}); lower --max-model-len, or use more devices."
+        )
+    return size
+
+
 def fresh(size: int) -> memoryview:
     """`size` writable bytes, zero, straight from the system: none is resident before it is first touched.
 

@@ -2,11 +2,11 @@
 
 import logging
 import os
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 
-from vllm_ms_models import compat
+from vllm_ms_models import compat, devices
 
 MINDSPORE_VERSION = "2.10.0"
 
@@ -46,36 +46,50 @@ def require_torchvision() -> None:
 
 
 def device() -> str:
-    """`VLLM_MS_DEVICE` (auto, cpu or ascend) resolved to "cpu"; ValueError for what this host cannot do."""
+    """`VLLM_MS_DEVICE` (auto, cpu or ascend) resolved to "cpu" or "ascend"; ValueError for what this host cannot do.
+
+    auto is Ascend on a host that has such devices for this process.
+    """
     wanted = os.environ.get("VLLM_MS_DEVICE", "auto").lower()
     if wanted not in ("auto", "cpu", "ascend"):
         raise ValueError(f"VLLM_MS_DEVICE={wanted} is not a device; set it to auto, cpu or ascend.")
+    if wanted == "cpu":
+        return "cpu"
+    if devices.visible():
+        return "ascend"
     if wanted == "ascend":
-        present = any(Path("/dev").glob("davinci[0-9]*"))
+        reason = f"{devices.VISIBLE} leaves no" if devices.installed() else "this host has no"
         raise ValueError(
-            "VLLM_MS_DEVICE=ascend: "
-            + ("the Ascend back end is not part of this version" if present else "this host has no Ascend device")
-            + "; set VLLM_MS_DEVICE=cpu to serve from the CPU."
+            f"VLLM_MS_DEVICE=ascend: {reason} Ascend device; set VLLM_MS_DEVICE=cpu to serve from the CPU."
         )
     return "cpu"
 
 
-def start_mindspore() -> str:
-    """Set MindSpore up in this process, without kernels. Returns the device."""
+def start_mindspore(target: str = "", number: int = 0, join: Callable[[], None] | None = None) -> str:
+    """Set MindSpore up in this process, without kernels, on `target`, or else `device()`. Returns which.
+
+    `number` is which of a host's Ascend devices. `join` makes this process one of several with a device each: MindSpore
+    wants that before its first tensor.
+    """
     require_mindspore()
-    target = device()
+    target = target or device()
     import mindspore as ms
 
-    ms.set_device(target.upper())
+    if target == "ascend":
+        ms.set_device("Ascend", number)
+        if join is not None:
+            join()
+        return target
+    ms.set_device("CPU")
     ms.runtime.launch_blocking()  # direct kernel calls must never race with queued operators
     compat.restore_thread_limit()
     compat.absorb_numpy_warning()
     return target
 
 
-def start(dtype: str) -> None:
-    """Set MindSpore up in this process, choose the kernels and log one line. `dtype` is only reported."""
-    target = start_mindspore()
+def start(dtype: str, target: str = "", number: int = 0, join: Callable[[], None] | None = None) -> None:
+    """As `start_mindspore`, and choose the kernels and log one line. `dtype` is only reported."""
+    target = start_mindspore(target, number, join)
     import mindspore as ms
 
     from vllm_ms_models import kernels

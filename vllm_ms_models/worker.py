@@ -17,7 +17,8 @@ from vllm.v1.kv_cache_interface import KVCacheSpec
 from vllm.v1.worker.gpu_worker import Worker, init_worker_distributed_environment
 from vllm.v1.worker.worker_base import CompilationTimes
 
-from vllm_ms_models import cores, memory, runtime
+from vllm_ms_models import cores, devices, memory, runtime
+from vllm_ms_models.bridge import ranks
 from vllm_ms_models.bridge.agreement import check_software
 from vllm_ms_models.bridge.cache_memory import CacheMemory
 from vllm_ms_models.bridge.host import host_memory, place
@@ -38,9 +39,9 @@ def sequence_bytes(vllm_config: VllmConfig, specs: dict[str, KVCacheSpec]) -> tu
 
 
 def cache_bytes(
-    vllm_config: VllmConfig, specs: dict[str, KVCacheSpec], host: memory.HostMemory, resident: int, ranks: int
+    vllm_config: VllmConfig, specs: dict[str, KVCacheSpec], host: memory.HostMemory, resident: int, ranks_here: int
 ) -> int:
-    """What the KV cache of one of `ranks` ranks on this host gets, once their weights have been loaded.
+    """What the KV cache of one of `ranks_here` ranks on this host gets, once their weights have been loaded.
 
     `resident` is what its process holds already. InsufficientMemoryError if one sequence does not fit.
     """
@@ -53,7 +54,7 @@ def cache_bytes(
         block if fit_length else one_sequence + block,
         one_sequence * vllm_config.scheduler_config.max_num_seqs + block,
         vllm_config.cache_config.kv_cache_memory_bytes,
-        ranks,
+        ranks_here,
     )
 
 
@@ -72,7 +73,10 @@ class MindSporeWorker(Worker):
             cpus = cores.bind(number, self.ranks_here)  # before any thread of the kernels starts
             logger.info("Rank %d of %d here runs on the CPUs %s.", number, self.ranks_here, ", ".join(map(str, cpus)))
         cores.restore_thread_limit()
-        runtime.start(str(self.model_config.dtype).removeprefix("torch."))
+        target = runtime.device()
+        if target == "ascend":
+            devices.check(number, self.ranks_here)
+        runtime.start(str(self.model_config.dtype).removeprefix("torch."), target, number, ranks.join_devices)
         gc.freeze()  # collections while loading need not visit all that was imported: they took a third of the load
         set_random_seed(self.model_config.seed)
         self._init_workspace_and_model_runner()
@@ -82,10 +86,16 @@ class MindSporeWorker(Worker):
 
     def _maybe_get_memory_pool_context(self, tag: str) -> AbstractContextManager[Any]:
         """Sleep-mode pools are for CUDA; the cache's memory is ours."""
-        return CacheMemory() if tag == "kv_cache" else nullcontext()
+        from vllm_ms_models import kernels
+
+        return CacheMemory(kernels.get().own_memory) if tag == "kv_cache" else nullcontext()
 
     def determine_available_memory(self) -> int:
         """Bytes for the KV cache; there is nothing to profile, the kernels' working space is small and bounded."""
+        from vllm_ms_models import kernels
+
+        if kernels.get().own_memory:
+            return self._determine_device_memory()
         host = host_memory()
         if self.vllm_config.lora_config is not None:  # adapters come later
             adapters = self.ranks_here * self.model_runner.lora_manager.most_bytes
@@ -93,6 +103,19 @@ class MindSporeWorker(Worker):
         resident = psutil.Process().memory_info().rss
         specs = self.model_runner.get_kv_cache_spec()
         size = cache_bytes(self.vllm_config, specs, host, resident, self.ranks_here)
+        self.available_kv_cache_memory_bytes = size
+        return size
+
+    def _determine_device_memory(self) -> int:
+        """As `determine_available_memory`, of a device's own memory."""
+        from vllm_ms_models import kernels
+
+        device = memory.HostMemory(*kernels.get().memory())
+        cache = self.vllm_config.cache_config
+        sequence, block = sequence_bytes(self.vllm_config, self.model_runner.get_kv_cache_spec())
+        fit_length = self.model_config.original_max_model_len == -1  # vLLM chooses the length that fits
+        least = block if fit_length else sequence + block
+        size = memory.device_cache_size(device, cache.gpu_memory_utilization, least, cache.kv_cache_memory_bytes)
         self.available_kv_cache_memory_bytes = size
         return size
 

@@ -13,12 +13,19 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint
 
+from tests.ascend import contract_experts
+from tests.ascend.arrays import array_of
+from tests.ascend.checks import Shape, ask, described
+from tests.ascend.checks import like as _like
+from tests.ascend.checks import vector as _vector
 from vllm_ms_models.kernels.ascend import operators
-from vllm_ms_models.kernels.reference_memory import NUMPY, memory
 
 PRIMITIVES = {
     "matmul": "MatMul",
+    "batch_matmul": "BatchMatMul",
     "gather": "Gather",
+    "index_put": "InplaceIndexPut",
+    "tanh": "Tanh",
     "swiglu": "Swiglu",
     "silu": "SiLU",
     "gelu": "GeluExt",
@@ -34,21 +41,19 @@ PRIMITIVES = {
     "quantize": "QuantV2",
     "quantize_by_token": "DynamicQuantExt",
     "quant_matmul": "QuantBatchMatmul",
-}
+    "argmax": "ArgMaxExt",
+    "sort": "SortExt",
+    "softmax": "Softmax",
+    "cumsum": "CumsumExt",
+} | contract_experts.PRIMITIVES
 # What MindSpore says when all that is missing is the kernel: for operators that no CPU has, for those that are made of
 # others, and for those that it has in other dtypes (bfloat16 is the dtype of few). SiLU is a Sigmoid inside.
 NO_KERNEL = (
     r"^The kernel {0} unregistered\.",
     r"^Create kernelmod for op {0} failed",
     r"^Select CPU operator\[({0}|Sigmoid)\] fail! Unsupported data type!",
-    r"Kernel select failed:[^A-Za-z]*Select CPU operator\[{0}\]",
+    r"Kernel select failed:[^A-Za-z]*(Select CPU operator|Unsupported op )\[{0}\]",
 )
-
-Shape = tuple[tuple[int, ...], Any]  # with the dtype
-
-
-class ContractError(AssertionError):
-    """A call is not what an operator's documentation asks for."""
 
 
 class Contract:
@@ -57,6 +62,14 @@ class Contract:
     def __init__(self) -> None:
         self.seen: set[tuple[Any, ...]] = set()
         self.calls = 0
+
+    @staticmethod
+    def to_device(x: Tensor) -> Tensor:
+        return copied(x)
+
+    @staticmethod
+    def to_host(x: Tensor) -> Tensor:
+        return copied(x)
 
     @staticmethod
     def write_rows(target: Tensor, first: int, rows: Tensor) -> None:
@@ -92,30 +105,15 @@ def write_rows(target: Tensor, first: int, rows: Tensor) -> None:
     array_of(target)[first : first + len(source)] = source
 
 
-def array_of(tensor: Tensor) -> np.ndarray:
-    """The memory of a tensor of any dtype, as it is; floats as floats."""
-    return memory(tensor) if tensor.dtype in NUMPY else tensor.asnumpy()
+def copied(x: Tensor) -> Tensor:
+    """As a device of its own memory has it, and its host."""
+    if x.dtype == ms.qint4x2:
+        return Tensor(x.asnumpy().copy(), ms.qint4x2)
+    return Tensor.from_numpy(array_of(x.contiguous()).copy()) if 0 not in x.shape else x.copy()
 
 
 def lacks_kernel(primitive: str, error: Exception) -> bool:
     return any(re.search(pattern.format(primitive), str(error).strip()) for pattern in NO_KERNEL)
-
-
-def described(argument: Any) -> Any:
-    return (tuple(argument.shape), str(argument.dtype)) if isinstance(argument, Tensor) else str(argument)
-
-
-def ask(condition: bool, what: str) -> None:
-    if not condition:
-        raise ContractError(what)
-
-
-def _like(x: Tensor, width: int | None = None) -> list[Shape]:
-    return [((*x.shape[:-1], x.shape[-1] if width is None else width), x.dtype)]
-
-
-def _vector(x: Tensor, size: int, dtype: Any, what: str) -> None:
-    ask(tuple(x.shape) == (size,) and x.dtype == dtype, f"{what}: {described(x)}, not [{size}] in {dtype}")
 
 
 def _matmul(x: Tensor, weight: Tensor) -> list[Shape]:
@@ -128,6 +126,23 @@ def _gather(table: Tensor, rows: Tensor) -> list[Shape]:
     numbers = rows.asnumpy()
     ask(bool((0 <= numbers).all() and (numbers < table.shape[0]).all()), "Gather: rows that exist")
     return [((rows.shape[0], table.shape[1]), table.dtype)]
+
+
+def _batch_matmul(x: Tensor, y: Tensor, transposed: bool) -> list[Shape]:
+    ask(x.dtype == y.dtype == ms.float32 and x.ndim == y.ndim == 3 and x.shape[0] == y.shape[0], "batches of float32")
+    taken, given = (2, 1) if transposed else (1, 2)
+    ask(x.shape[2] == y.shape[taken], "matrices that fit")
+    return _like(x, y.shape[given])
+
+
+def _index_put(target: Tensor, rows: Tensor, values: Tensor) -> list[Shape]:
+    ask(target.ndim == values.ndim == 2 and target.shape[1] == values.shape[1], "rows as wide as the target's")
+    ask(target.dtype == values.dtype, "index_put_: values of the target's dtype")
+    _vector(rows, values.shape[0], ms.int32, "rows")
+    numbers = rows.asnumpy()
+    ask(len(set(numbers.tolist())) == len(numbers), "index_put_: no row twice")
+    ask(bool((0 <= numbers).all() and (numbers < target.shape[0]).all()), "index_put_: rows that exist")
+    return []
 
 
 def _norm(x: Tensor, *parameters: Any) -> list[Shape]:
@@ -207,7 +222,7 @@ def _flash(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     query_lens: Tensor,
     key_lens: Tensor,
     heads: int,
@@ -216,8 +231,10 @@ def _flash(
     size = query.shape[1] // heads
     ask(size % 16 == 0 and size <= 512 and query.shape[1] == heads * size, "heads of multiples of 16, at most 512")
     ask(key.shape == value.shape and key.shape[1] % size == 0 and heads % (key.shape[1] // size) == 0, "heads that fit")
-    ask(key.shape[0] == query.shape[0] and query.dtype == key.dtype == value.dtype == mask.dtype, "rows alike")
-    ask(tuple(mask.shape) == (128, 128), "the mask is of 128 by 128")
+    ask(heads <= 256 and query_lens.shape[0] <= 2048, "at most 256 heads, and 2048 sequences")
+    ask(key.shape[0] == query.shape[0] and query.dtype == key.dtype == value.dtype, "rows alike")
+    if mask is not None:
+        ask(tuple(mask.shape) == (128, 128) and mask.dtype == query.dtype, "the mask is of 128 by 128")
     for lengths in (query_lens, key_lens):
         _vector(lengths, query_lens.shape[0], ms.int32, "lengths")
         ask(int(lengths.asnumpy().sum()) == query.shape[0], "lengths that sum to the rows")
@@ -245,9 +262,22 @@ def _quant_matmul(
     return [((x.shape[0], weight.shape[0]), dtype)]
 
 
+def _of_rows(x: Tensor) -> list[Shape]:
+    ask(x.ndim == 2 and x.dtype == ms.float32, "rows of float32")
+    return _like(x)
+
+
+def _of_float32(x: Tensor) -> list[Shape]:
+    ask(x.dtype == ms.float32, "float32")
+    return _like(x)
+
+
 DOCUMENTED: dict[str, Callable[..., list[Shape]]] = {
     "matmul": _matmul,
+    "batch_matmul": _batch_matmul,
     "gather": _gather,
+    "index_put": _index_put,
+    "tanh": _of_float32,
     "swiglu": lambda x: _like(x, x.shape[-1] // 2),
     "silu": _like,
     "gelu": lambda x, approximate: _like(x),
@@ -263,4 +293,9 @@ DOCUMENTED: dict[str, Callable[..., list[Shape]]] = {
     "quantize": _quantize,
     "quantize_by_token": lambda x: [(tuple(x.shape), ms.int8), ((x.shape[0],), ms.float32)],
     "quant_matmul": _quant_matmul,
+    "argmax": lambda x: [((_of_rows(x)[0][0][0],), ms.int64)],
+    "sort": lambda x: [*_of_rows(x), (tuple(x.shape), ms.int64)],
+    "softmax": _of_rows,
+    "cumsum": _of_rows,
+    **contract_experts.DOCUMENTED,
 }

@@ -11,24 +11,14 @@ import numpy as np
 import torch
 from mindspore import Tensor
 
-from tests.ascend.contract import DOCUMENTED, array_of, described, write_rows
-from vllm_ms_models.kernels.reference_memory import NUMPY, memory
+from tests.ascend.arrays import array_of, sigmoid, tensor, wide
+from tests.ascend.checks import described
+from tests.ascend.contract import DOCUMENTED, copied, write_rows
+from tests.ascend.standin_experts import ExpertsMeaning
+from vllm_ms_models.kernels.reference_memory import memory
 
 
-def wide(x: Tensor) -> np.ndarray:
-    """A float32 copy."""
-    return array_of(x).astype(np.float32)
-
-
-def tensor(values: np.ndarray, dtype: Any) -> Tensor:
-    return Tensor.from_numpy(np.ascontiguousarray(values.astype(NUMPY.get(dtype, np.int8))))
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
-
-
-class Meaning:
+class Meaning(ExpertsMeaning):
     """The documented meaning of each operator, over arrays."""
 
     def matmul(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -36,6 +26,15 @@ class Meaning:
 
     def gather(self, table: Tensor, rows: Tensor) -> Tensor:
         return Tensor.from_numpy(array_of(table)[rows.asnumpy()])
+
+    def batch_matmul(self, x: Tensor, y: Tensor, transposed: bool) -> Tensor:
+        return tensor(wide(x) @ (wide(y).swapaxes(1, 2) if transposed else wide(y)), x.dtype)
+
+    def index_put(self, target: Tensor, rows: Tensor, values: Tensor) -> None:
+        writable(target)[rows.asnumpy()] = writable(values)
+
+    def tanh(self, x: Tensor) -> Tensor:
+        return tensor(np.tanh(wide(x)), x.dtype)
 
     def swiglu(self, x: Tensor) -> Tensor:
         gate, up = np.split(wide(x), 2, -1)
@@ -117,22 +116,38 @@ class Meaning:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         query_lens: Tensor,
         key_lens: Tensor,
         heads: int,
         scale: float,
     ) -> Tensor:
-        want = 1.0 if query.dtype == ms.bfloat16 else -10000.0
-        assert np.array_equal(wide(mask), np.triu(np.full((128, 128), want), 1)), "the mask is the triangle"
+        if mask is not None:
+            want = 1.0 if query.dtype == ms.bfloat16 else -10000.0
+            assert np.array_equal(wide(mask), np.triu(np.full((128, 128), want), 1)), "the mask is the triangle"
         size = query.shape[1] // heads
         rows, first = [], 0
         for count, length in zip(query_lens.asnumpy(), key_lens.asnumpy(), strict=True):
             assert count == length, "a sequence has context"
             q, k, v = (wide(x)[first : first + count].reshape(count, -1, size) for x in (query, key, value))
-            rows.append(attend(q, k, v, np.triu(np.full((count, count), -np.inf), 1), scale))
+            added = 0.0 if mask is None else np.triu(np.full((count, count), -np.inf), 1)
+            rows.append(attend(q, k, v, added, scale))
             first += int(count)
         return tensor(np.concatenate(rows), query.dtype)
+
+    def argmax(self, x: Tensor) -> Tensor:
+        return tensor(wide(x).argmax(-1), ms.int64)
+
+    def sort(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        places = np.argsort(-wide(x), -1, kind="stable")
+        return tensor(np.take_along_axis(wide(x), places, -1), x.dtype), tensor(places, ms.int64)
+
+    def softmax(self, x: Tensor) -> Tensor:
+        shares = np.exp(wide(x) - wide(x).max(-1, keepdims=True))
+        return tensor(shares / shares.sum(-1, keepdims=True), x.dtype)
+
+    def cumsum(self, x: Tensor) -> Tensor:
+        return tensor(np.cumsum(wide(x), -1), x.dtype)
 
     def quantize(self, x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
         return tensor(np.clip(np.rint(wide(x) * wide(scale) + wide(offset)), -128, 127), ms.int8)
@@ -150,6 +165,10 @@ class Meaning:
         undo = undo.astype(np.uint32).view(np.float32) if undo.dtype == np.int64 else undo
         undo = undo if token_scales is None else undo * token_scales.asnumpy()[:, None]
         return tensor(sums.astype(np.float32) * undo, dtype)
+
+
+def writable(x: Tensor) -> np.ndarray:
+    return memory(x, or_int8=True)
 
 
 def wide_part(cache: Tensor, blocks: np.ndarray) -> np.ndarray:
@@ -172,6 +191,20 @@ class StandIn:
     def __init__(self) -> None:
         self.meaning = Meaning()
         self.called: list[str] = []
+        self.uploads: list[Any] = []  # shapes and dtypes of what went to the device, and came back
+        self.downloads: list[Any] = []
+
+    def to_device(self, x: Tensor) -> Tensor:
+        self.uploads.append(described(x))
+        return copied(x)
+
+    def to_host(self, x: Tensor) -> Tensor:
+        self.downloads.append(described(x))
+        return copied(x)
+
+    @staticmethod
+    def memory() -> tuple[int, int]:
+        return 2 << 30, 1 << 30
 
     @staticmethod
     def write_rows(target: Tensor, first: int, rows: Tensor) -> None:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import mindspore as ms
-import ml_dtypes
 import numpy as np
 from mindspore import Tensor
 
 from vllm_ms_models.kernels import Kernels, PagedSequences, Weight
+from vllm_ms_models.kernels.reference_memory import NUMPY
 
 BLOCK = 16
 # Name -> (tokens of this step, tokens in all) of each sequence.
@@ -60,7 +60,7 @@ def step_of(pairs: list[tuple[int, int]], rng: np.random.Generator) -> Step:
 
 
 def numpy_of(dtype: ms.Type) -> np.dtype:
-    return np.dtype(ml_dtypes.bfloat16 if dtype == ms.bfloat16 else np.float16)
+    return NUMPY[dtype]
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: ms.Type) -> Tensor:

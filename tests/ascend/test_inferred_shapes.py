@@ -7,63 +7,11 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from tests.ascend.contract import Contract
+from tests.ascend.inference import Recorder, compared
+from tests.ascend.mixtures import ROUTINGS, choices, experts_of, float32, integer_weight
 from tests.ascend.steps import BLOCK, STEPS, normal, step_of
 from vllm_ms_models.kernels import Integers
-from vllm_ms_models.kernels.ascend import AscendKernels, operators
-
-
-def inferred(primitive: Any, arguments: tuple[Any, ...], results: int) -> list[tuple[tuple[int, ...], Any]]:
-    """Shapes and dtypes of a primitive's results: constants of the graph, so no kernel is asked for."""
-
-    def shapes(*inputs: Any) -> Any:
-        found = primitive(*inputs)
-        return found.shape, found.dtype
-
-    def of_each(*inputs: Any) -> Any:
-        found = primitive(*inputs)
-        return tuple([(found[i].shape, found[i].dtype) for i in range(results)])
-
-    if results == 1:
-        return [ms.jit(shapes)(*arguments)]
-    return list(ms.jit(of_each)(*arguments))
-
-
-class Recorder(Contract):
-    """Keeps the primitive and arguments of each call, and what the contract gave for it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__()
-        self.made: list[tuple[str, Any, tuple[Any, ...]]] = []
-        self.records: list[tuple[str, Any, tuple[Any, ...], Any]] = []
-        make = operators._primitive
-
-        def remember(name: str, *arguments: Any, **options: Any) -> Any:
-            primitive = make(name, *arguments, **options)
-
-            def call(*inputs: Any) -> Any:
-                self.made.append((name, primitive, inputs))
-                return primitive(*inputs)
-
-            return call
-
-        monkeypatch.setattr(operators, "_primitive", remember)
-
-    def _check(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        results = super()._check(name, arguments)
-        self.records.append((*self.made[-1], results))
-        return results
-
-
-# Results of the operators that have several, and which of them the back end uses.
-RESULTS = {
-    "RmsNorm": (2, (0,)),
-    "AddRmsNorm": (3, (0, 2)),
-    "LayerNormExt": (3, (0,)),
-    "ApplyRotaryPosEmb": (2, (0, 1)),
-    "FlashAttentionScore": (4, (3,)),
-    "DynamicQuantExt": (2, (0, 1)),
-}
+from vllm_ms_models.kernels.ascend import AscendKernels
 
 
 @pytest.mark.parametrize("dtype", (ms.float16, ms.bfloat16), ids=str)
@@ -87,14 +35,20 @@ def test_shapes_are_those_that_mindspore_infers(dtype: Any, monkeypatch: pytest.
     kernels.linear_gated(query, kernels.new_weight([32, 32], 512, dtype), "silu")
     kernels.linear(query, kernels.new_integer_weight([24], 512, Integers(8, 0, "dynamic")))
     kernels.linear(query, kernels.new_integer_weight([24], 512, Integers(8, 0, "static")))
-    checked = 0
-    for name, primitive, arguments, results in recorder.records:
-        if results is None:
-            continue  # ReshapeAndCache writes, so no graph leaves it out
-        count, used = RESULTS.get(name, (1, (0,)))
-        found = inferred(primitive, arguments, count)
-        want = results if isinstance(results, tuple) else (results,)
-        assert [found[i] for i in used] == [(tuple(x.shape), x.dtype) for x in want], name
-        checked += 1
-    print(f"\nAscend: shapes of {checked} calls in {dtype} are those inferred")
-    assert checked >= 16
+    assert compared(recorder) >= 16
+
+
+@pytest.mark.parametrize("dtype", (pytest.param(ms.float16, marks=pytest.mark.slow), ms.bfloat16), ids=str)
+def test_shapes_of_experts_and_packed_weights(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch)
+    kernels = AscendKernels(recorder)
+    rng = np.random.default_rng(0)
+    for routing, experts, biased, _ in ROUTINGS.values():
+        kernels.choose_experts(float32(rng, (7, experts)), routing, float32(rng, (experts,)) if biased else None)
+    x = normal(rng, (7, 64), dtype)
+    ids, shares = choices(rng, 7, 3, 5, 0)
+    for kind in ("floats", "dynamic", "static", "w8a16", "w4a16"):
+        kernels.experts(x, *experts_of(kernels, kind, 0, 5, 64, 32, dtype), ids, shares, "silu")
+    for bits, group in ((8, 0), (4, 32)):
+        kernels.linear(x, integer_weight(kernels, rng, Integers(bits, group, "float"), [48], 64, zeros=True))
+    assert compared(recorder) >= 40

@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from tests.engines import distributions
 from tests.quantization.models import replace_module
 from tests.reference import torch_reference
 from tests.reference.torch_reference import LEAST_MARGIN, LOGPROB_TOLERANCE, Answer
+from tests.zoo.families.glm4_moe import FAMILY as GLM4_MOE
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
@@ -36,7 +37,7 @@ TOKENS = 8
 class Family:
     """Options of a tiny model's config, and the modules that its adapters change."""
 
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     modules: tuple[str, ...] | str = (*ATTENTION, *MLP)
 
 
@@ -53,12 +54,23 @@ FAMILIES = {
         r".*\.([qkvo]_proj|layers\.1\.mlp\.(gate|up|down)_proj)",
     ),
     "mixtral": Family(modules=ATTENTION),
+    "granite": Family(),
+    "olmo2": Family(),
+    "gemma2": Family(),
+    "gemma3": Family(),
+    "glm4": Family(modules=(*ATTENTION, "gate_up_proj", "down_proj")),
+    "gpt_oss": Family(modules=ATTENTION),
+    "opt": Family(modules=("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")),
+    "glm4_moe": Family(
+        next(iter(GLM4_MOE.cases.values())),
+        r".*\.([qkvo]_proj|(layers\.0\.mlp|shared_experts)\.(gate|up|down)_proj)",
+    ),
     # A dense layer, and shared experts in the others.
     "deepseek_v3": Family(DEEPSEEK, rf".*\.({'|'.join(LATENT)}|(layers\.0\.mlp|shared_experts)\.(gate|up|down)_proj)"),
 }
 
 
-def adapter(family: str, seed: int = 0, model_options: dict[str, Any] | None = None, **options: Any) -> Path:
+def adapter(family: str, seed: int = 0, model_options: Mapping[str, Any] | None = None, **options: Any) -> Path:
     """Folder of a random adapter, written once in this process and removed at its end: by PEFT, unless the modules are
     given by a pattern.
 
@@ -67,7 +79,7 @@ def adapter(family: str, seed: int = 0, model_options: dict[str, Any] | None = N
     """
     model_options = FAMILIES[family].options if model_options is None else model_options
     settings = {"r": 4, "lora_alpha": 8, "target_modules": FAMILIES[family].modules} | options
-    return _write(family, json.dumps(model_options, sort_keys=True), seed, json.dumps(settings, sort_keys=True))
+    return _write(family, json.dumps(dict(model_options), sort_keys=True), seed, json.dumps(settings, sort_keys=True))
 
 
 @functools.cache

@@ -28,7 +28,7 @@ from vllm.v1.kv_cache_interface import (
 )
 
 from vllm_ms_models.bridge.refusals import BLOCK_MULTIPLE, INT8_CACHE
-from vllm_ms_models.bridge.tensors import to_mindspore
+from vllm_ms_models.bridge.tensors import DTYPES, to_mindspore, upload
 from vllm_ms_models.kernels import SCALE_BYTES, PagedSequences
 from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import CacheView
@@ -63,7 +63,7 @@ class MetadataBuilder(AttentionMetadataBuilder[Any]):
             max_query_len=common.max_query_len,
             max_seq_len=common.max_seq_len,
         )
-        return CacheView(sequences, to_mindspore(common.slot_mapping[:tokens]))
+        return CacheView(sequences, upload(common.slot_mapping[:tokens]))
 
 
 class MindSporeAttentionBackend(AttentionBackend):
@@ -135,7 +135,7 @@ class CachedLayer(AttentionLayerBase):
         cell = self.cell
         storage = ms.int8 if kv_cache.dtype == torch.int8 else None
         shape = cell.kernels.cache_shape(blocks, block_size, cell.num_kv_heads, cell.head_size, storage)
-        cell.cache = to_mindspore(kv_cache.view(shape))
+        cell.cache = _cache(kv_cache, shape)
 
 
 class CachedLatentLayer(AttentionLayerBase):
@@ -159,7 +159,14 @@ class CachedLatentLayer(AttentionLayerBase):
         self.kv_cache = kv_cache
         blocks, _, block_size, width = kv_cache.shape
         shape = self.cell.kernels.latent_cache_shape(blocks, block_size, width)
-        self.cell.cache = to_mindspore(kv_cache.view(shape))
+        self.cell.cache = _cache(kv_cache, shape)
+
+
+def _cache(kv_cache: torch.Tensor, shape: tuple[int, ...]) -> ms.Tensor:
+    """vLLM's tensor in our shape; where that has no memory (bridge/cache_memory.py), one of the device's."""
+    if kv_cache.is_meta:
+        return ms.mint.zeros(shape, dtype=ms.int8 if kv_cache.dtype == torch.int8 else DTYPES[kv_cache.dtype])
+    return to_mindspore(kv_cache.view(shape))
 
 
 class UncachedLayer(AttentionLayerBase):

@@ -30,9 +30,9 @@ class DraftShell(CausalLMShell):
         return vllm_config.speculative_config.draft_model_config
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
+        from vllm_ms_models.bridge.tensors import download, upload
 
-        return to_torch(self.model.embed_tokens(to_mindspore(input_ids)))
+        return download(self.model.embed_tokens(upload(input_ids)))
 
     def forward(  # type: ignore[override]
         self,
@@ -47,21 +47,21 @@ class DraftShell(CausalLMShell):
         `hidden_states` are the model's own at `positions`, or the draft's of its step before; `input_ids` the tokens
         after `positions`.
         """
-        from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
+        from vllm_ms_models.bridge.tensors import download, upload
         from vllm_ms_models.layers.batch import Batch
 
         caches = get_forward_context().attn_metadata
         if caches is None:
             return hidden_states, hidden_states
-        embeds = self.model.embed_tokens(to_mindspore(input_ids))
-        batch = Batch(to_mindspore(positions), caches)
-        before, after = self.cell(embeds, to_mindspore(hidden_states), batch)
-        return to_torch(before), to_torch(after)
+        embeds = self.model.embed_tokens(upload(input_ids))
+        batch = Batch(upload(positions), caches)
+        before, after = self.cell(embeds, upload(hidden_states), batch)
+        return download(before), download(after)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        from vllm_ms_models.bridge.tensors import to_torch
+        from vllm_ms_models.bridge.tensors import download
 
-        return to_torch(self.cell.logits(self.staging.to_mindspore(hidden_states), self.lm_head))
+        return download(self.cell.logits(self.staging.upload(hidden_states), self.lm_head))
 
 
 def draft_shell(architecture: str) -> type[DraftShell]:

@@ -64,15 +64,15 @@ class EncoderShell(Shell):
 
         vLLM gives `token_type_ids` if a request of the batch is a pair of texts whose tokenizer tells them apart.
         """
-        from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
+        from vllm_ms_models.bridge.tensors import download, upload
         from vllm_ms_models.layers.batch import Batch
 
         groups = get_forward_context().attn_metadata
         if groups is None:
             return torch.zeros(len(positions), self.hidden_size, dtype=self.dtype)
-        types = None if token_type_ids is None else to_mindspore(token_type_ids)
-        batch = Batch(to_mindspore(positions), {}, ragged=groups[LAYERS], token_types=types)
-        return to_torch(self.cell(to_mindspore(input_ids), batch))
+        types = None if token_type_ids is None else upload(token_type_ids)
+        batch = Batch(upload(positions), {}, ragged=groups[LAYERS], token_types=types)
+        return download(self.cell(upload(input_ids), batch))
 
 
 def encoder_shell(architecture: str) -> type[EncoderShell]:

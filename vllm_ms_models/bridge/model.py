@@ -58,9 +58,9 @@ class Shell(torch.nn.Module):
         raise NotImplementedError
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
+        from vllm_ms_models.bridge.tensors import download, upload
 
-        return to_torch(self.cell.embed(to_mindspore(input_ids)))
+        return download(self.cell.embed(upload(input_ids)))
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         raise NotImplementedError("Weights are read by the load formats mindspore and mindspore_dummy only.")
@@ -103,6 +103,7 @@ class CausalLMShell(Shell):
         self.cell.set_train(False)
         self.score = None
         self.pools = model_config.runner_type == "pooling"
+        self.drafted = vllm_config.speculative_config is not None
         if self.pools:
             from vllm_ms_models.bridge.pooling import make_pooler
 
@@ -156,7 +157,7 @@ class CausalLMShell(Shell):
 
         Zeros in runs without a cache to attend to, when this rank is idle.
         """
-        from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
+        from vllm_ms_models.bridge.tensors import download, upload
         from vllm_ms_models.layers.batch import Batch
 
         caches = get_forward_context().attn_metadata
@@ -165,19 +166,28 @@ class CausalLMShell(Shell):
             zeros = self.make_empty_intermediate_tensors(positions.shape[-1], self.dtype, positions.device)
             return zeros[STREAM[0]] if self.stage.is_last else zeros
         adaptation = None if self.adapters is None else self.adapters.adaptation(positions.shape[-1])
-        batch = Batch(to_mindspore(positions), caches, adaptation)
+        batch = Batch(upload(positions), caches, adaptation)
         if not self.stage.is_first:
             assert intermediate_tensors is not None
             sent = (intermediate_tensors[name] for name in STREAM)
-            stream = tuple(way.to_mindspore(tensor) for way, tensor in zip(self.received, sent, strict=True))
+            stream = tuple(way.upload(tensor) for way, tensor in zip(self.received, sent, strict=True))
             result = self.cell(None, batch, None, stream)
         else:
-            ids = to_mindspore(input_ids) if inputs_embeds is None else None
-            embeds = None if inputs_embeds is None else self.received[0].to_mindspore(inputs_embeds)
+            ids = upload(input_ids) if inputs_embeds is None else None
+            embeds = None if inputs_embeds is None else self.received[0].upload(inputs_embeds)
             result = self.cell(ids, batch, embeds)
         if self.stage.is_last:
-            return to_torch(result)
-        return IntermediateTensors(dict(zip(STREAM, map(to_torch, result), strict=True)))
+            return self._hidden_states(result)
+        return IntermediateTensors(dict(zip(STREAM, map(download, result), strict=True)))
+
+    def _hidden_states(self, result: Any) -> Any:
+        """For vLLM, which pools them, drafts by them, or takes rows for `compute_logits` and nothing else."""
+        from vllm_ms_models import kernels
+        from vllm_ms_models.bridge.on_device import RowsOnDevice
+        from vllm_ms_models.bridge.tensors import download
+
+        stays = kernels.get().own_memory and not self.pools and not self.drafted
+        return RowsOnDevice(result) if stays else download(result)
 
     def make_empty_intermediate_tensors(
         self, batch_size: int, dtype: torch.dtype, device: torch.device
@@ -191,10 +201,15 @@ class CausalLMShell(Shell):
             if hasattr(cell, "idle"):
                 cell.idle(tokens)
 
-    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def compute_logits(self, hidden_states: Any) -> Any:
+        from vllm_ms_models import kernels
+        from vllm_ms_models.bridge.on_device import OnDevice
         from vllm_ms_models.bridge.tensors import to_torch
 
-        return to_torch(self.cell.logits(self.staging.to_mindspore(hidden_states)))
+        if isinstance(hidden_states, OnDevice):
+            return OnDevice(self.cell.logits(hidden_states.tensor))
+        logits = self.cell.logits(self.staging.upload(hidden_states))
+        return OnDevice(logits) if kernels.get().own_memory else to_torch(logits)
 
 
 def shell(architecture: str) -> type[CausalLMShell]:

@@ -71,12 +71,12 @@ class MultimodalShell(CausalLMShell, SupportsMultiModal):
 
     def embed_multimodal(self, **inputs: Any) -> list[torch.Tensor]:
         """One tensor `[placeholders, hidden]` for each image or video."""
-        from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
+        from vllm_ms_models.bridge.tensors import download, upload
 
         if not inputs:
             return []
-        rows, sizes = self.cell.embed_items(**{name: to_mindspore(value) for name, value in inputs.items()})
-        return list(to_torch(rows).split(sizes))
+        rows, sizes = self.cell.embed_items(**{name: upload(value) for name, value in inputs.items()})
+        return list(download(rows).split(sizes))
 
     def embed_input_ids(
         self,

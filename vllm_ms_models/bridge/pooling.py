@@ -66,9 +66,9 @@ def _check_token_types(model: ModelConfig) -> None:
 
 
 def _classifier(head: "Layer") -> Callable[[torch.Tensor], torch.Tensor]:
-    from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
+    from vllm_ms_models.bridge.tensors import download, upload
 
-    return lambda pooled: to_torch(head(to_mindspore(pooled)))
+    return lambda pooled: download(head(upload(pooled)))
 
 
 def _check_dense_layers(model: ModelConfig, pooler: DispatchPooler) -> None:

@@ -1,7 +1,8 @@
 """vLLM's process groups as the `Group` that layers talk to.
 
-Ranks of one host share memory (distributed/shared_memory.py), others send messages by gloo. That works on the tensors'
-own memory, which torch and MindSpore share; a sum of 16-bit floats is rounded once for each rank that is added.
+Devices of their own memory have MindSpore's collectives (distributed/communication.py). On CPUs, ranks of one host
+share memory (distributed/shared_memory.py), others send messages by gloo. That works on the tensors' own memory, which
+torch and MindSpore share; a sum of 16-bit floats is rounded once for each rank that is added.
 """
 
 from collections.abc import Iterator
@@ -13,13 +14,21 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
-from mindspore import Tensor
+from mindspore import Tensor, mint
 from vllm.config import ParallelConfig
-from vllm.distributed.parallel_state import GroupCoordinator, get_dp_group, get_pp_group, get_tp_group
+from vllm.distributed.parallel_state import (
+    GroupCoordinator,
+    get_dp_group,
+    get_pp_group,
+    get_tp_group,
+    get_world_group,
+)
 from vllm.distributed.utils import get_pp_indices
+from vllm.utils.network_utils import get_ip, get_open_port
 
 from vllm_ms_models import kernels
 from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
+from vllm_ms_models.distributed.communication import DeviceGroup
 from vllm_ms_models.distributed.group import Group
 from vllm_ms_models.distributed.shared_memory import share_memory
 from vllm_ms_models.distributed.stage import Stage
@@ -82,6 +91,9 @@ def make_group(coordinator: GroupCoordinator) -> Group:
     """The ranks of one of vLLM's groups, by the quickest way there is; each of them calls this. Made once."""
     if coordinator.world_size == 1:
         return Group()
+    if coordinator not in _made and kernels.get().own_memory:
+        name = mint.distributed.new_group(list(coordinator.ranks))
+        _made[coordinator] = DeviceGroup(coordinator.rank_in_group, coordinator.world_size, name)
     if coordinator not in _made:
         general = TorchGroup(coordinator.rank_in_group, coordinator.world_size, coordinator.device_group)
         name = coordinator.unique_name.split(":")[0]
@@ -90,6 +102,20 @@ def make_group(coordinator: GroupCoordinator) -> Group:
         exchange = partial(_everyones, process_group=coordinator.cpu_group)
         _made[coordinator] = share_memory(general, _NAMES.get(name, name), functions, exchange)
     return _made[coordinator]
+
+
+def join_devices() -> None:
+    """Let this process's device be one of those of all ranks, by HCCL; every rank calls it. Not run on hardware.
+
+    The first rank says where MindSpore's processes meet; vLLM's own groups (gloo) carry that.
+    """
+    world = get_world_group()
+    if world.world_size == 1:
+        return
+    meeting = f"tcp://{get_ip()}:{get_open_port()}" if world.rank_in_group == 0 else None
+    mint.distributed.init_process_group(
+        "hccl", init_method=world.broadcast_object(meeting), world_size=world.world_size, rank=world.rank_in_group
+    )
 
 
 def _everyones(value: Any, process_group: dist.ProcessGroup) -> list[Any]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from vllm import envs
 from vllm.config import ModelConfig, ParallelConfig, VllmConfig
 
@@ -58,6 +59,8 @@ def refusals(vllm_config: VllmConfig) -> Iterator[str]:
         if architecture not in ADDED:
             registry.check(registry.unconverted(architecture))
     yield from _model(vllm_config, vllm_config.model_config)
+    if runtime.device() == "ascend":
+        yield from _ascend(vllm_config.model_config)
     yield from _ranks(vllm_config)
     yield from lora.refusals(vllm_config)
     for flag, size in _sizes(vllm_config):
@@ -103,6 +106,17 @@ def _model(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:
             f"--kv-cache-dtype {INT8_CACHE} is not supported for multi-head latent attention, whose cache is small "
             "already; use --kv-cache-dtype auto."
         )
+
+
+def _ascend(model: ModelConfig) -> Iterator[str]:
+    """What the CPU does and Ascend's fused operators, or this package with them, do not."""
+    if model.dtype == torch.float32:
+        yield (
+            "float32 is not supported on Ascend, whose fused operators take 16-bit floats; use --dtype bfloat16, or "
+            "set VLLM_MS_DEVICE=cpu."
+        )
+    if model.is_multimodal_model:
+        yield f"{model.architectures[0]} reads images, which is not supported on Ascend yet; set VLLM_MS_DEVICE=cpu."
 
 
 def _multimodal(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:

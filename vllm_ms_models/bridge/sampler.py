@@ -1,7 +1,15 @@
-"""vLLM's sampler with a quicker greedy choice."""
+"""vLLM's sampler with a quicker greedy choice, and one that needs no logits of a device where that will do."""
+
+from typing import Any
 
 import torch
+from vllm.v1.outputs import SamplerOutput
+from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.sampler import Sampler
+
+from vllm_ms_models import kernels
+from vllm_ms_models.bridge import device_sampler
+from vllm_ms_models.bridge.on_device import OnDevice
 
 _CHUNK = 1024
 
@@ -23,7 +31,19 @@ def argmax(logits: torch.Tensor) -> torch.Tensor:
 
 
 class MindSporeSampler(Sampler):
-    """All but the greedy choice is vLLM's own."""
+    """All but the greedy choice, and what a device can do itself, is vLLM's own."""
+
+    def forward(
+        self, logits: torch.Tensor | OnDevice, sampling_metadata: SamplingMetadata, *arguments: Any, **options: Any
+    ) -> SamplerOutput:
+        if isinstance(logits, OnDevice):
+            sampling, tokens = kernels.get().sampling, None
+            if sampling is not None and not logits.is_read and device_sampler.is_plain(sampling_metadata):
+                tokens = device_sampler.choose(logits.tensor, sampling_metadata, sampling, self.topk_topp_sampler)
+            if tokens is not None:
+                return SamplerOutput(tokens.to(torch.int32).unsqueeze(-1), None)
+            logits = logits.host
+        return super().forward(logits, sampling_metadata, *arguments, **options)
 
     @staticmethod
     def greedy_sample(logits: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,8 @@ import torch
 from mindspore import Tensor
 from mindspore.utils.dlpack import to_dlpack
 
+from vllm_ms_models import kernels
+
 DTYPES = {torch.float32: ms.float32, torch.bfloat16: ms.bfloat16, torch.float16: ms.float16}
 
 # NumPy's names of what models give back, by MindSpore's dtype (a singleton; comparing two takes 1 us).
@@ -43,6 +45,16 @@ def to_torch(tensor: Tensor) -> torch.Tensor:
     return shared.view(torch.bfloat16) if shared.dtype == torch.int16 else shared
 
 
+def upload(tensor: torch.Tensor) -> Tensor:
+    """`tensor` where the kernels take it: the same memory if that is the host's, else a copy on the device."""
+    return kernels.get().place(to_mindspore(tensor))
+
+
+def download(tensor: Tensor) -> torch.Tensor:
+    """The opposite of `upload`."""
+    return to_torch(kernels.get().fetch(tensor))
+
+
 class Staging:
     """The way of a few rows to MindSpore, through memory that both sides know already.
 
@@ -55,8 +67,12 @@ class Staging:
         self.memory = torch.empty(self.ROWS, width, dtype=dtype)
         self.known: dict[int, Tensor] = {}
 
+    def upload(self, tensor: torch.Tensor) -> Tensor:
+        """`tensor` `[rows, width]` where the kernels take it, valid until the next call."""
+        return kernels.get().place(self.to_mindspore(tensor))
+
     def to_mindspore(self, tensor: torch.Tensor) -> Tensor:
-        """`tensor` `[rows, width]`, valid until the next call."""
+        """As `upload`, in the host's memory."""
         rows, width = tensor.shape
         if tensor.dtype != torch.bfloat16 or rows > self.ROWS or width != self.memory.shape[1]:
             return to_mindspore(tensor)

@@ -6,6 +6,7 @@ import os
 from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
 from vllm_ms_models.kernels.low_rank import Addend, LowRank
 from vllm_ms_models.kernels.routing import Routing
+from vllm_ms_models.kernels.sampling import Sampling
 
 logger = logging.getLogger("vllm.ms_models")  # a child of vLLM's, so that it shares its handlers
 
@@ -26,16 +27,22 @@ def get() -> Kernels:
 
 
 def choose(device: str) -> Kernels:
-    """The best back end for `device` ("cpu"), or the one that `VLLM_MS_KERNELS` (auto, cpp, reference) names.
+    """The best back end for `device` ("cpu", "ascend"), or the one that `VLLM_MS_KERNELS` (auto, cpp, reference) names.
 
     Without a working C++ compiler, auto falls back to the reference kernels with a warning.
     """
     wanted = os.environ.get("VLLM_MS_KERNELS", "auto").lower()
     if wanted not in ("auto", "cpp", "reference"):
         raise ValueError(f"VLLM_MS_KERNELS={wanted} is unknown; set it to auto, cpp or reference.")
+    if device == "ascend":
+        if wanted != "auto":
+            raise ValueError(f"VLLM_MS_KERNELS={wanted} is for CPUs; unset it, or set VLLM_MS_DEVICE=cpu.")
+        from vllm_ms_models.kernels.ascend import AscendKernels
+
+        return AscendKernels()
     from vllm_ms_models.kernels.reference import ReferenceKernels
 
-    if wanted == "reference" or device != "cpu":
+    if wanted == "reference":
         return ReferenceKernels()
     from vllm_ms_models.kernels.cpu import CpuKernels, KernelBuildError
 
@@ -56,6 +63,7 @@ __all__ = [
     "LowRank",
     "PagedSequences",
     "Routing",
+    "Sampling",
     "Weight",
     "choose",
     "get",

@@ -21,6 +21,7 @@ from mindspore import Tensor
 
 from vllm_ms_models.kernels.low_rank import Addend, LowRank
 from vllm_ms_models.kernels.routing import Routing
+from vllm_ms_models.kernels.sampling import Sampling
 from vllm_ms_models.kernels.weight import Integers, Weight
 
 SCALE_BYTES = 4  # of the float32 scale beside each row of a cache of int8
@@ -59,10 +60,29 @@ class Kernels(ABC):
     """One back end. Obtain the active one with `vllm_ms_models.kernels.get()`."""
 
     name: ClassVar[str]
+    own_memory: ClassVar[bool] = False  # whether they compute on a device whose memory is not the host's
+    sampling: Sampling | None = None  # what chooses tokens there, so that no logits come to the host
 
     @abstractmethod
     def describe(self) -> str:
         """One phrase for the start-up line, e.g. `C++ (AVX-512 BF16, 2 threads)`."""
+
+    # --- memory ------------------------------------------------------------------------------------------------
+
+    def place(self, x: Tensor) -> Tensor:
+        """`x`, of the host's memory, where the other methods take it: a copy if that is another memory.
+
+        `PagedSequences` and `LowRank.rows` stay in the host's.
+        """
+        return x
+
+    def fetch(self, x: Tensor) -> Tensor:
+        """The opposite of `place`."""
+        return x
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes of a device's own memory: all, and what is left."""
+        raise NotImplementedError(f"{self.name} kernels have no memory of their own")
 
     # --- weights -----------------------------------------------------------------------------------------------
 
@@ -228,7 +248,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """`residual += x` (in place, rounded to its dtype), then `rms_norm(residual)`: (normed, residual)."""
+        """`residual += x`, rounded to its dtype, then `rms_norm` of that: (normed, residual), maybe in place."""
 
     @abstractmethod
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -241,7 +261,7 @@ class Kernels(ABC):
     def add_layer_norm(
         self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """`residual += x` (in place, rounded to its dtype), then `layer_norm(residual)`: (normed, residual)."""
+        """As `add_rms_norm`, with `layer_norm`."""
 
     @abstractmethod
     def activate(self, x: Tensor, activation: str) -> Tensor:
@@ -267,8 +287,10 @@ class Kernels(ABC):
         head_size: int,
         interleaved: bool,
         offset: int = 0,
-    ) -> None:
-        """Rotate `query` `[tokens, heads * head_size]` and `key` `[tokens, heads * (head_size - offset)]` in place.
+    ) -> tuple[Tensor, Tensor]:
+        """Rotate `query` `[tokens, heads * head_size]` and `key` `[tokens, heads * (head_size - offset)]`.
+
+        The results may be the arguments, rotated in place: these are not to be used again.
 
         `positions` is int64 `[tokens]`; `cos_sin` float32 `[max_position, rotary_size]`, row p holding
         cos(p f_0) ... cos(p f_{r/2-1}), sin(p f_0) ... sin(p f_{r/2-1}). Of each head, `rotary_size` features

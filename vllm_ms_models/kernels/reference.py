@@ -208,16 +208,17 @@ class ReferenceKernels(Kernels):
         head_size: int,
         interleaved: bool,
         offset: int = 0,
-    ) -> None:
+    ) -> tuple[Tensor, Tensor]:
         half = cos_sin.shape[1] // 2
         fits = 0 <= offset <= head_size - 2 * half
         _require(fits, f"{2 * half} features from feature {offset} on cannot rotate in a head of {head_size}")
         if positions.shape[0] == 0:
-            return
+            return query, key
         rows = ops.gather(cos_sin, positions, 0).reshape(-1, 1, 2 * half)
         cos, sin = rows[..., :half], rows[..., half:]
         _overwrite(query, self._rotated(query, cos, sin, head_size, interleaved, offset))
         _overwrite(key, self._rotated(key, cos, sin, head_size - offset, interleaved, 0))
+        return query, key
 
     @staticmethod
     def _rotated(x: Tensor, cos: Tensor, sin: Tensor, head_size: int, interleaved: bool, offset: int) -> Tensor:

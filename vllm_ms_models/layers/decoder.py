@@ -25,8 +25,11 @@ class Decoder(Layer):
 
     What differs: `embedding_size` (default: the hidden size) and `embedding_scale` of the embedding, `embedding_name`
     and `norm_name` in the checkpoint, and `make_norm(name)`, which makes the last norm, an AddRMSNorm unless given. A
-    subclass may have more to do before the layers (`start`) and after them (`finish`).
+    subclass may have more to do before the layers (`start`) and after them (`finish`); its residual stream may be
+    `stream_factor` times the published model's.
     """
+
+    stream_factor = 1.0
 
     def __init__(
         self,

@@ -176,5 +176,5 @@ class MultiHeadLatentAttention(Layer):
         query = self.q_proj(compressed, batch)
         latent, key = self.kv_a_proj(hidden, batch)
         latent = self.kv_a_layernorm(latent)
-        self.rotary(query, key, batch.positions)
+        query, key = self.rotary(query, key, batch.positions)
         return self.o_proj(self.attention(query, latent, key, batch), batch)

@@ -41,7 +41,7 @@ class RMSNorm(Layer):
 
 
 class AddRMSNorm(RMSNorm):
-    """Adds `x` to the residual stream, in place, and normalises the sum: (normed, residual).
+    """Adds `x` to the residual stream, maybe in place, and normalises the sum: (normed, residual).
 
     Without a residual, `x` starts the stream.
     """

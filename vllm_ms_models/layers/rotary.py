@@ -41,7 +41,7 @@ class SectionedRows:
 
 
 class RotaryEmbedding(Layer):
-    """One table of angles for all layers; `rope.py` knows the scaling types. Rotates in place.
+    """One table of angles for all layers; `rope.py` knows the scaling types. May rotate in place.
 
     `before` features of each query head, which come first, do not rotate, and keys do not have them (DeepSeek).
     `softmax_factor` is what the scaling type asks the softmax scale to be multiplied by. `layer_type` is which layers
@@ -73,10 +73,10 @@ class RotaryEmbedding(Layer):
         if self.sectioned is None:
             self.cos_sin = Tensor.from_numpy(cos_sin_table(parameters, context.max_model_len))
 
-    def construct(self, query: Tensor, key: Tensor, positions: Tensor) -> None:
-        """`positions` is int64 `[tokens]`, or `[3, tokens]` with sections."""
+    def construct(self, query: Tensor, key: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Both rotated, maybe in place; `positions` is int64 `[tokens]`, or `[3, tokens]` with sections."""
         numbers, rows = (positions, self.cos_sin) if self.sectioned is None else self.sectioned.of(positions)
-        self.kernels.rotary(query, key, numbers, rows, self.head_size, self.interleaved, self.before)
+        return self.kernels.rotary(query, key, numbers, rows, self.head_size, self.interleaved, self.before)
 
 
 class AxialRotary(Layer):
@@ -96,5 +96,5 @@ class AxialRotary(Layer):
         rows = cos_sin_rows(self.parameters, self.frequencies, places)
         return Tensor.from_numpy(np.arange(len(rows), dtype=np.int64)), Tensor.from_numpy(rows)
 
-    def construct(self, query: Tensor, key: Tensor, rotation: tuple[Tensor, Tensor]) -> None:
-        self.kernels.rotary(query, key, *rotation, self.head_size, False)
+    def construct(self, query: Tensor, key: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.kernels.rotary(query, key, *rotation, self.head_size, False)

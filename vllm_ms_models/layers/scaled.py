@@ -49,6 +49,7 @@ class ScaledDecoder(Decoder):
             make_norm=lambda name: AddRMSNorm(name, config.hidden_size, eps),
         )
         self.scale = Scale(embedding / residual, config.hidden_size)
+        self.stream_factor = 1 / residual
 
     def start(self, embeds: Tensor, batch: Batch) -> Tensor:
         return self.scale(embeds)

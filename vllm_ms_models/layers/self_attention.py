@@ -27,8 +27,8 @@ class SelfAttention(Layer):
 
     `qkv` and `out` name the projections in the checkpoint, `bias` and `out_bias` say whether they have biases;
     `by_heads` as in `QKVParallelLinear`. `scale` is that of the softmax (default: 1 / sqrt(head size)), `window` and
-    `soft_cap` as in `Attention`. `norms` are of queries and keys, before they rotate (`head_norms`). `sinks` names the
-    tensor of a `SinkAttention`.
+    `soft_cap` as in `Attention`. `norms` are of queries and keys, before they rotate (`head_norms`); without `rotates`
+    they do not, and positions only say what is earlier. `sinks` names the tensor of a `SinkAttention`.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class SelfAttention(Layer):
         window: int | None = None,
         soft_cap: float | None = None,
         norms: tuple[Layer, Layer] | None = None,
+        rotates: bool = True,
         sinks: str | None = None,
     ) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ class SelfAttention(Layer):
         self.has_norms = norms is not None
         if norms is not None:
             self.q_norm, self.k_norm = norms
-        self.rotary = rotary
+        self.rotary = rotary if rotates else None
         own = self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads
         options: dict[str, Any] = {"scale": scale, "window": window, "soft_cap": soft_cap}
         self.attention: Attention
@@ -71,5 +72,6 @@ class SelfAttention(Layer):
         query, key, value = self.qkv_proj(hidden, batch)
         if self.has_norms:
             query, key = self.q_norm(query), self.k_norm(key)
-        self.rotary(query, key, batch.positions)
+        if self.rotary is not None:
+            query, key = self.rotary(query, key, batch.positions)
         return self.o_proj(self.attention(query, key, value, batch), batch)

@@ -2,58 +2,14 @@
 
 from typing import Any
 
-from mindspore import Tensor
-
-from vllm_ms_models.layers.attention import Attention
-from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.causal_lm import CausalLM
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.decoder import Decoder
-from vllm_ms_models.layers.layer import Layer
-from vllm_ms_models.layers.linear import QKVParallelLinear, RowParallelLinear
 from vllm_ms_models.layers.mlp import GatedMLP
-from vllm_ms_models.layers.norm import AddRMSNorm
+from vllm_ms_models.layers.pre_norm import PreNormLayer
 from vllm_ms_models.layers.rotary import RotaryEmbedding
+from vllm_ms_models.layers.self_attention import SelfAttention
 from vllm_ms_models.registry import register_model
-
-
-class Qwen2Attention(Layer):
-    """Self-attention; some layers may see a sliding window only."""
-
-    def __init__(self, config: Any, layer: int, rotary: RotaryEmbedding, context: ModelContext, prefix: str) -> None:
-        super().__init__()
-        hidden, heads, head_size = config.hidden_size, config.num_attention_heads, rotary.head_size
-        names = [f"{prefix}.{name}" for name in ("q_proj", "k_proj", "v_proj")]
-        kv_heads = config.num_key_value_heads
-        self.qkv_proj = QKVParallelLinear(names, hidden, heads, kv_heads, head_size, context, bias=True)
-        self.o_proj = RowParallelLinear(f"{prefix}.o_proj", heads * head_size, hidden, context)
-        self.rotary = rotary
-        window = config.sliding_window if config.layer_types[layer] == "sliding_attention" else None
-        self.attention = Attention(
-            f"{prefix}.attn", self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads, head_size, window=window
-        )
-
-    def construct(self, hidden: Tensor, batch: Batch) -> Tensor:
-        query, key, value = self.qkv_proj(hidden, batch)
-        self.rotary(query, key, batch.positions)
-        return self.o_proj(self.attention(query, key, value, batch), batch)
-
-
-class Qwen2DecoderLayer(Layer):
-    """Attention and MLP, each behind a norm, each added to the residual stream by the next norm."""
-
-    def __init__(self, config: Any, layer: int, rotary: RotaryEmbedding, context: ModelContext, prefix: str) -> None:
-        super().__init__()
-        hidden, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = AddRMSNorm(f"{prefix}.input_layernorm", hidden, eps)
-        self.self_attn = Qwen2Attention(config, layer, rotary, context, f"{prefix}.self_attn")
-        self.post_attention_layernorm = AddRMSNorm(f"{prefix}.post_attention_layernorm", hidden, eps)
-        self.mlp = GatedMLP(f"{prefix}.mlp", hidden, config.intermediate_size, config.hidden_act, context)
-
-    def construct(self, hidden: Tensor, residual: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
-        hidden, residual = self.input_layernorm(hidden, residual)
-        hidden, residual = self.post_attention_layernorm(self.self_attn(hidden, batch), residual)
-        return self.mlp(hidden, batch), residual
 
 
 @register_model("Qwen2ForCausalLM")
@@ -61,8 +17,15 @@ class Qwen2ForCausalLM(CausalLM):
     """Qwen2 with its language-model head; `config` is transformers' Qwen2Config."""
 
     def __init__(self, config: Any, context: ModelContext) -> None:
+        hidden, size, act = config.hidden_size, config.intermediate_size, config.hidden_act
         rotary = RotaryEmbedding(config, context)
-        model = Decoder(
-            config, context, lambda layer, prefix: Qwen2DecoderLayer(config, layer, rotary, context, prefix)
-        )
-        super().__init__(model, config, context)
+
+        def layer(index: int, prefix: str) -> PreNormLayer:
+            name = f"{prefix}.self_attn"
+            # Some layers may see a sliding window only.
+            window = config.sliding_window if config.layer_types[index] == "sliding_attention" else None
+            attention = SelfAttention(config, rotary, context, name, bias=True, window=window)
+            mlp = GatedMLP(f"{prefix}.mlp", hidden, size, act, context)
+            return PreNormLayer(prefix, hidden, config.rms_norm_eps, attention, mlp)
+
+        super().__init__(Decoder(config, context, layer), config, context)

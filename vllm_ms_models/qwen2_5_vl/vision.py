@@ -74,7 +74,7 @@ class VisionAttention(Layer):
 
     def construct(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], sequences: RaggedSequences) -> Tensor:
         query, key, value = self.qkv(hidden)
-        self.rotary(query, key, rotation)
+        query, key = self.rotary(query, key, rotation)
         return self.proj(self.attention(query, key, value, sequences))
 
 

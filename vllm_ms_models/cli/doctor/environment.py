@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from vllm_ms_models import memory, runtime
+from vllm_ms_models import devices, memory, runtime
 from vllm_ms_models.kernels.cpu import loader
 
 PACKAGE = "vllm-ms-models"
@@ -119,7 +119,9 @@ def _kernels() -> Iterator[Finding]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("cpu", f"{name}, {usable} CPUs to use, {platform.machine()}")
     try:
-        runtime.device()
+        if runtime.device() == "ascend":
+            numbers = ", ".join(map(str, devices.visible()))
+            yield Finding("device", f"Ascend {numbers}", warning="The Ascend back end was not run on hardware.")
     except ValueError as error:
         yield Finding("device", os.environ.get("VLLM_MS_DEVICE", ""), str(error))
     isas = list(loader.isa_flags())

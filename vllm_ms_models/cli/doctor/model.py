@@ -130,7 +130,7 @@ def _places(vllm_config: VllmConfig) -> Iterator[Place]:
 
 def _plan(found: Verdict, vllm_config: VllmConfig, weights: Checkpoint | None) -> None:
     """Builds each rank's model, whose storage is not touched, and looks at what it wants."""
-    runtime.start_mindspore()
+    runtime.start_mindspore("cpu")
     kernels.use(ReferenceKernels())  # no compiler, and no memory before it is written
     specs, unfit = [], None
     for place in _places(vllm_config):

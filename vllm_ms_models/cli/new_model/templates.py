@@ -17,7 +17,7 @@ def readme(architecture: str, like: str) -> str:
 
 | architecture | checkpoints | dtypes | CPU | Ascend |
 | --- | --- | --- | --- | --- |
-| `{architecture}` | (which ones) | bfloat16, float16, float32 | yes | not yet |
+| `{architecture}` | (which ones) | bfloat16, float16, float32 | yes | not run on hardware |
 
 A decoder like {like}. What is different, what a config may vary, and what the tests vary of it.
 """

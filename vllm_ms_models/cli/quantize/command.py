@@ -53,7 +53,7 @@ def quantize(options: argparse.Namespace, command: str, shard_bytes: int = writi
             "does it, and what it writes is served."
         )
     prompts = _prompts(options, source)
-    runtime.start(source.dtype)
+    runtime.start(source.dtype, "cpu")
     longest = max(map(len, prompts.ids)) if prompts else 1
     model = blueprint(source, longest)
     selection = modules.select(model, source, options.ignore, options.lm_head)

@@ -39,6 +39,7 @@ def ours(folder: Path, prompts: Sequence[list[int]], tokens: int, dtype: str) ->
         layers = _layers_of(cell, llm.llm_engine.model_config.hf_text_config.num_hidden_layers)
         rows: list[torch.Tensor] = []
         stations: dict[str, torch.Tensor] = {}
+        factor = getattr(getattr(cell, "model", None), "stream_factor", 1.0)  # of layers/decoder.py
         _observe(cell, "logits", lambda _, result: rows.append(_torch(result)))
         for number, layer in enumerate(layers):
             _observe(layer, "construct", _noting(stations, number))
@@ -49,7 +50,7 @@ def ours(folder: Path, prompts: Sequence[list[int]], tokens: int, dtype: str) ->
             logprobs = torch.cat(rows).log_softmax(-1)
             stations.clear()
             _generate(llm, prompt + chosen[:-1], 1)
-            found.append(Run(chosen, logprobs, dict(stations)))
+            found.append(Run(chosen, logprobs, {name: states / factor for name, states in stations.items()}))
         return found
 
 
@@ -126,9 +127,9 @@ def _torch(tensor: Any) -> Any:
     """A copy in float32, `[rows, ...]`."""
     from mindspore import Tensor
 
-    from vllm_ms_models.bridge.tensors import to_torch
+    from vllm_ms_models.bridge.tensors import download
 
-    return to_torch(tensor).float().clone() if isinstance(tensor, Tensor) else tensor
+    return download(tensor).float().clone() if isinstance(tensor, Tensor) else tensor
 
 
 @torch.inference_mode()
@@ -144,6 +145,7 @@ def theirs(folder: Path, prompts: Sequence[list[int]], continuations: Sequence[l
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
+        attn_implementation="eager",  # torch's own attention has no soft caps, and nothing says that it ignores them
         experts_implementation="eager",  # grouped products take no odd sizes
     ).eval()
     count = model.config.get_text_config().num_hidden_layers

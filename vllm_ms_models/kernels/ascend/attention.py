@@ -1,98 +1,127 @@
-"""What attention on Ascend needs besides the operators: masks, and a step's sequences. **Not run on hardware.**
+"""Attention over the paged cache on Ascend, by the operator that has what is asked for. **Not run on hardware.**
 
-The cache of a layer is `[blocks, 2, block_size, kv_heads, head_size]`, block axis first as the interface asks, with
-a block's values behind its keys. The operators take keys and values apart, each in one contiguous tensor
-`[blocks, block_size, kv_heads, head_size]`. Both are views of the cache as a row of 2 n such halves of blocks: of all
-but the last, in which the keys of block b are number 2b, and of all but the first, in which its values are. So one
-table of blocks serves both, and nothing is copied; tables and slots are those of the interface with block numbers
-doubled. (Were it to turn out on hardware that an operator does not take a view that begins within a tensor, then the
-bridge would have to bind keys and values as two halves, `[2, blocks, ...]`, and give up that a block lies together.)
+* FlashAttentionScore where no sequence has context and its keys were just written (`write_kv` keeps them until then):
+  causal, with the triangle for a mask, or without a mask in both directions; and if no sequence is longer than the
+  window. (Its band needs `sparse_mode` 4, which its documentation does not allow for sequences of several lengths.)
+* PagedAttention otherwise, with a mask unless every row is its sequence's last and sees all of it. With a window it
+  reads only pages that a row still sees.
+* `plain_attention` for soft caps, sinks, caches of int8 and heads that are not multiples of 16.
 """
 
-from dataclasses import dataclass, field
+from typing import Any
 
 import mindspore as ms
-import ml_dtypes
-import numpy as np
 from mindspore import Tensor, mint
 
+from vllm_ms_models.kernels.ascend import dense
+from vllm_ms_models.kernels.ascend.caches import HEAD_MULTIPLE, Writer, half_blocks, head_size_of, is_fused
+from vllm_ms_models.kernels.ascend.plain_attention import PlainAttention
+from vllm_ms_models.kernels.ascend.prepared import Prepared, triangle
 from vllm_ms_models.kernels.interface import PagedSequences
 
-MASK_SIZE = 128  # of the triangle that FlashAttentionScore repeats along the diagonal
-MASKED = -10000.0  # added to a score that must not count
+# What FlashAttentionScore's documentation allows: features of a head, heads, sequences.
+FLASH_SIZE, FLASH_HEADS, FLASH_SEQUENCES = 512, 256, 2048
 
 
-def half_blocks(cache: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of `cache`, as views that share numbers of blocks: twice those of the cache."""
-    blocks, _, *rest = cache.shape
-    halves = cache.view(2 * blocks, *rest)
-    return mint.narrow(halves, 0, 0, 2 * blocks - 1), mint.narrow(halves, 0, 1, 2 * blocks - 1)
+class Attention:
+    """What `AscendKernels` does with sequences, by calls of `fused` (the functions of `operators`)."""
 
+    def __init__(self, fused: Any, products: dense.Dense) -> None:
+        self._ops = fused
+        self._dense = products
+        self._writer = Writer(fused)
+        self._prepared: Prepared | None = None
+        self._triangles: dict[ms.Type, Tensor] = {}
+        self._written: tuple[Tensor, Tensor, Tensor] | None = None  # a cache and what was last written to it
 
-def doubled_slots(slots: Tensor, block_size: int) -> Tensor:
-    """Slots in `half_blocks`; those below 0 stay below 0."""
-    slots = slots.astype(ms.int32)
-    return slots + mint.floor_divide(slots, Tensor([block_size], ms.int32)) * block_size
+    def write(self, key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:
+        """`Kernels.write_kv`."""
+        self._writer.write(key, value, cache, slots)
+        self._written = cache, key, value
 
+    def attend(
+        self,
+        query: Tensor,
+        cache: Tensor,
+        sequences: PagedSequences,
+        scale: float,
+        window: int | None,
+        soft_cap: float | None,
+        causal: bool,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """`Kernels.paged_attention`."""
+        dense.check(query)
+        heads = query.shape[1] // head_size_of(cache)
+        if sinks is not None and sinks.shape != (heads,):
+            raise ValueError(f"{heads} heads have sinks {sinks.shape}")
+        written, self._written = self._written, None
+        step = self.prepare(sequences)
+        if step.rows == 0:
+            return mint.zeros(query.shape, dtype=query.dtype)
+        rows = query[: step.rows].contiguous()
+        window = step.limit(window)
+        if soft_cap is not None or sinks is not None or not is_fused(cache):
+            sinks = None if sinks is None else self._dense.constant(sinks, ms.float32)
+            plain = PlainAttention(self._ops, float(scale), window, soft_cap, causal, sinks)
+            return with_rows(plain.attend(rows, cache, step), query.shape[0])
+        # Keys of as many rows, just written to this cache, are those of the same rows.
+        just_written = written is not None and written[0] is cache and written[1].shape[0] == query.shape[0]
+        if just_written and window is None and self.takes_flash(step, heads, head_size_of(cache)):
+            assert written is not None
+            key, value = (x[: step.rows].contiguous() for x in written[1:])
+            result = self.flash(rows, key, value, step, heads, scale, causal)
+        else:
+            keys, values = half_blocks(cache)
+            result = self.paged(rows, keys, values, step, heads, scale, window, causal, halves=True)
+        return with_rows(result, query.shape[0])
 
-def triangle(dtype: ms.Type) -> Tensor:
-    """The mask of FlashAttentionScore: what is not 0 masks, a flag in bfloat16, a score's addend in float16."""
-    upper = np.triu(np.ones((MASK_SIZE, MASK_SIZE), np.float32), 1)
-    return _tensor(upper * (1.0 if dtype == ms.bfloat16 else MASKED), dtype)
+    @staticmethod
+    def takes_flash(step: Prepared, heads: int, size: int) -> bool:
+        fits = size % HEAD_MULTIPLE == 0 and size <= FLASH_SIZE and heads <= FLASH_HEADS
+        return step.fresh and fits and len(step.queries) <= FLASH_SEQUENCES
 
+    def flash(
+        self, query: Tensor, key: Tensor, value: Tensor, step: Prepared, heads: int, scale: float, causal: bool = True
+    ) -> Tensor:
+        """Of sequences without context, whose positions are the rows of all three."""
+        mask = self._triangle(query.dtype) if causal else None
+        return self._ops.flash_attention(query, key, value, mask, step.query_lens, step.seq_lens, heads, float(scale))
 
-@dataclass
-class Prepared:
-    """The sequences of a step that have tokens, as the operators take them; made once a step, for all layers."""
-
-    sequences: PagedSequences
-    query_lens: Tensor  # int32 [n], as the two below
-    seq_lens: Tensor
-    block_tables: Tensor  # int32 [n, max_blocks], block numbers as they are
-    doubled_tables: Tensor
-    rows: int  # of the activations that belong to sequences
-    decoding: bool  # every sequence has one token
-    fresh: bool  # no sequence has context
-    positions: np.ndarray  # [rows]
-    width: int  # positions of the longest sequence
-    masks: dict[ms.Type, Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, sequences: PagedSequences) -> "Prepared":
-        queries = np.diff(sequences.query_start.asnumpy())
-        lengths, tables = sequences.seq_lens.asnumpy(), sequences.block_tables.asnumpy()
-        kept = np.flatnonzero(queries > 0)
-        queries, lengths, tables = queries[kept], lengths[kept], tables[kept]
-        starts = np.cumsum(queries) - queries
-        rows = int(queries.sum())
-        positions = np.arange(rows) + np.repeat(lengths - queries - starts, queries)
-        return cls(
-            sequences,
-            _int32(queries),
-            _int32(lengths),
-            _int32(tables),
-            _int32(2 * tables.astype(np.int64)),
-            rows,
-            bool((queries == 1).all()),
-            bool((queries == lengths).all()),
-            positions,
-            int(lengths.max(initial=0)),
+    def paged(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        step: Prepared,
+        heads: int,
+        scale: float,
+        window: int | None = None,
+        causal: bool = True,
+        halves: bool = False,
+        mla_v_dim: int = 0,
+    ) -> Tensor:
+        """Over caches `[blocks, block_size, kv_heads, size]`; `halves`: those of `half_blocks`."""
+        span = step.span(query.dtype, window, causal, keys.shape[1], halves)
+        query_lens = None if span.mask is None else step.query_lens
+        options = heads, keys.shape[2], float(scale), mla_v_dim
+        return self._ops.paged_attention(
+            query, keys, values, span.tables, span.lengths, span.mask, query_lens, *options
         )
 
-    def mask(self, dtype: ms.Type) -> Tensor | None:
-        """What PagedAttention adds to scores, `[rows, width]`; a token that is its sequence's last needs none."""
-        if self.decoding:
-            return None
-        if dtype not in self.masks:
-            later = np.arange(self.width) > self.positions[:, None]
-            self.masks[dtype] = _tensor(np.where(later, np.float32(MASKED), np.float32(0)), dtype)
-        return self.masks[dtype]
+    def prepare(self, sequences: PagedSequences) -> Prepared:
+        """All layers of a step pass the same object, so what is made of it is made once."""
+        if self._prepared is None or self._prepared.sequences is not sequences:
+            self._prepared = Prepared.of(sequences, self._ops)
+        return self._prepared
+
+    def _triangle(self, dtype: ms.Type) -> Tensor:
+        if dtype not in self._triangles:
+            self._triangles[dtype] = self._ops.to_device(triangle(dtype))
+        return self._triangles[dtype]
 
 
-def _int32(values: np.ndarray) -> Tensor:
-    """Entries of tables beyond a sequence's length may be anything, so they may overflow."""
-    return Tensor.from_numpy(np.ascontiguousarray(values.astype(np.int32)))
-
-
-def _tensor(values: np.ndarray, dtype: ms.Type) -> Tensor:
-    return Tensor.from_numpy(values.astype(ml_dtypes.bfloat16 if dtype == ms.bfloat16 else np.float16))
+def with_rows(x: Tensor, rows: int) -> Tensor:
+    """`x` with as many rows; those that belong to no sequence are 0."""
+    missing = rows - x.shape[0]
+    return mint.cat([x, mint.zeros((missing, x.shape[1]), dtype=x.dtype)]) if missing else x

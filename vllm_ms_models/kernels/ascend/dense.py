@@ -8,46 +8,64 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint
 
+from vllm_ms_models.kernels.ascend import dtypes, integers
+from vllm_ms_models.kernels.ascend.dtypes import check as check  # also what other modules call
+from vllm_ms_models.kernels.ascend.integers import FloatInputWeight
+from vllm_ms_models.kernels.ascend.low_rank import LowRankProducts
 from vllm_ms_models.kernels.ascend.weights import Int8Weight
+from vllm_ms_models.kernels.low_rank import Addend
 from vllm_ms_models.kernels.weight import Weight
 
-
-def check(x: Tensor) -> None:
-    """NotImplementedError for activations that the fused operators do not take."""
-    if x.dtype not in (ms.float16, ms.bfloat16):
-        raise NotImplementedError(
-            f"The Ascend kernels take float16 and bfloat16, not {x.dtype}; serve with --dtype bfloat16."
-        )
+_CLAMPED = 7.0  # how large gate and up can be in gpt-oss's activation
 
 
 class Dense:
     """What `AscendKernels` does without sequences, by calls of `fused` (the functions of `operators`)."""
 
-    def __init__(self, fused: Any) -> None:
-        self._ops = fused
+    def __init__(self, fused: Any, low_rank: LowRankProducts) -> None:
+        self._ops, self._low_rank = fused, low_rank
+        # By the identity of what is kept beside it, so that nothing else can get that.
+        self._placed: dict[tuple[int, ms.Type], tuple[Tensor, Tensor]] = {}
+        self._static: dict[tuple[int, int, ms.Type], tuple[Int8Weight, tuple[Tensor, ...]]] = {}
+
+    def constant(self, x: Tensor, dtype: ms.Type) -> Tensor:
+        """A layer's parameter, loaded into the host's memory, on the device in `dtype`: copied at first use."""
+        key = id(x), dtype
+        if key not in self._placed:
+            self._placed[key] = x, self._ops.to_device(x).astype(dtype)
+        return self._placed[key][1]
 
     # --- products ----------------------------------------------------------------------------------------------
 
-    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: ms.Type) -> Tensor:
+    def linear(
+        self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: ms.Type, addend: Addend | None = None
+    ) -> Tensor:
         if x.ndim != 2 or x.shape[1] != weight.in_features:
             raise ValueError(f"expected [tokens, {weight.in_features}], got {x.shape}")
         if x.shape[0] == 0:
             return mint.zeros((0, weight.out_features), dtype=dtype)
-        if isinstance(weight, Int8Weight):
-            check(x)
+        if isinstance(weight, FloatInputWeight):
+            product = integers.product(self._ops, x, weight)
+        elif isinstance(weight, Int8Weight):
             product = self._int8_product(x, weight)
         elif x.dtype == weight.dtype:
             product = self._ops.matmul(x, weight.data)
         else:  # while loading only: to see what a matrix makes of unit vectors
-            product = self._ops.matmul(x.astype(ms.float32), weight.data.astype(ms.float32))
-        product = product if bias is None else product + bias.astype(product.dtype)
+            x = self._ops.to_device(x.astype(ms.float32))
+            product = self._ops.matmul(x, weight.data.astype(ms.float32))
+        product = product if bias is None else product + self.constant(bias, product.dtype)
+        product = product if addend is None else self._low_rank.add(product, addend)
         return product.astype(dtype)
 
     def _int8_product(self, x: Tensor, weight: Int8Weight) -> Tensor:
         assert weight.integers is not None
         if weight.integers.activations == "dynamic":
+            if x.dtype not in dtypes.TAKEN:  # as above, of unit vectors
+                rows = weight.data.astype(ms.float32) * weight.scales.reshape(-1, 1)
+                return self._ops.matmul(self._ops.to_device(x.astype(ms.float32)), rows)
             rounded, token_scales = self._ops.quantize_by_token(x)
             return self._ops.quant_matmul(rounded, weight.data, weight.scales, weight.addends, token_scales, x.dtype)
+        check(x)
         products = []
         first = 0
         # Parts that share an input are multiplied together.
@@ -61,15 +79,24 @@ class Dense:
         self, x: Tensor, weight: Int8Weight, scale: float, offset: int, first: int, rows: int
     ) -> Tensor:
         """Of `rows` rows from `first` on, whose input is rounded by `scale` and `offset`."""
-        features = (weight.in_features,)
-        scales = (mint.ones(features, dtype=ms.float32) * (1.0 / scale)).astype(x.dtype)
-        offsets = (mint.ones(features, dtype=ms.float32) * float(offset)).astype(x.dtype)
+        key = id(weight), first, x.dtype
+        if key not in self._static:
+            self._static[key] = weight, self._static_operands(weight, scale, offset, first, rows, x.dtype)
+        scales, offsets, data, undo, addends = self._static[key][1]
         rounded = self._ops.quantize(x, scales, offsets)
-        data, undo, addends = (mint.narrow(t, 0, first, rows) for t in (weight.data, weight.scales, weight.addends))
-        if x.dtype == ms.float16:  # then the operator wants the bits of its float32 scales
-            bits = undo.asnumpy().view(np.uint32).astype(np.int64)
-            undo = Tensor.from_numpy(bits)
         return self._ops.quant_matmul(rounded, data, undo, addends, None, x.dtype)
+
+    def _static_operands(
+        self, weight: Int8Weight, scale: float, offset: int, first: int, rows: int, dtype: ms.Type
+    ) -> tuple[Tensor, ...]:
+        """Made at first use, when all is loaded: what the input is rounded by, the rows, and what undoes roundings."""
+        ones = mint.ones((weight.in_features,), dtype=ms.float32)
+        inputs = (ones * (1.0 / scale)).astype(dtype), (ones * float(offset)).astype(dtype)
+        data, undo, addends = (mint.narrow(t, 0, first, rows) for t in (weight.data, weight.scales, weight.addends))
+        if dtype == ms.float16:  # then the operator wants the bits of its float32 scales
+            bits = self._ops.to_host(undo.contiguous()).asnumpy().view(np.uint32).astype(np.int64)
+            undo = self._ops.to_device(Tensor.from_numpy(bits))
+        return *inputs, data, undo, addends
 
     def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
         """The columns of `x` as contiguous tensors `[tokens, size]`."""
@@ -77,17 +104,26 @@ class Dense:
             return tuple(mint.zeros((0, size), dtype=x.dtype) for size in sizes)
         return tuple(part.contiguous() for part in mint.split(x, list(sizes), 1))
 
-    def linear_gated(self, x: Tensor, weight: Weight, activation: str, bias: Tensor | None) -> Tensor:
+    def linear_gated(
+        self, x: Tensor, weight: Weight, activation: str, bias: Tensor | None, addend: Addend | None = None
+    ) -> Tensor:
         if len(weight.sizes) != 2 or len(set(weight.sizes)) != 1:
             raise ValueError(f"gate and up have the sizes {weight.sizes}")
-        if activation not in ("silu", "gelu", "gelu_tanh"):
-            raise NotImplementedError(f"The Ascend kernels have no gated activation {activation!r}.")
-        product = self.linear(x, weight, bias, x.dtype)
-        if x.shape[0] == 0:
-            return mint.zeros((0, weight.sizes[0]), dtype=x.dtype)
+        return self.gate(self.linear(x, weight, bias, x.dtype, addend), weight.sizes, activation)
+
+    def gate(self, product: Tensor, sizes: Sequence[int], activation: str) -> Tensor:
+        """`activation(gate) * up` of `product`, which has the two side by side."""
+        if activation not in ("silu", "gelu", "gelu_tanh", "clamped_swiglu"):
+            raise ValueError(f"there is no gated activation {activation!r}")
+        if product.shape[0] == 0:
+            return mint.zeros((0, sizes[0]), dtype=product.dtype)
         if activation == "silu":
             return self._ops.swiglu(product)
-        gate, up = self.split(product, weight.sizes)
+        gate, up = self.split(product, sizes)
+        if activation == "clamped_swiglu":
+            gate = mint.clamp(gate.astype(ms.float32), max=_CLAMPED)
+            up = mint.clamp(up.astype(ms.float32), -_CLAMPED, _CLAMPED)
+            return (gate * self._ops.sigmoid(gate * 1.702) * (up + 1.0)).astype(product.dtype)
         return self.activate(gate, activation) * up
 
     def linear_heads(self, x: Tensor, matrices: Sequence[Tensor], passed: int) -> Tensor:
@@ -121,7 +157,11 @@ class Dense:
             raise ValueError(f"expected [..., {size}] or a multiple, got {x.shape}")
         if 0 in x.shape:
             return x.copy()
-        return self._ops.rms_norm(x.reshape(-1, size), weight.astype(x.dtype), float(eps)).reshape(x.shape)
+        if eps > 1:  # more than RmsNorm is documented for: what layers/scale.py multiplies by
+            wide = x.reshape(-1, size).astype(ms.float32)
+            means = mint.mean(wide * wide, -1, True) + eps
+            return (wide * mint.rsqrt(means) * self.constant(weight, ms.float32)).astype(x.dtype).reshape(x.shape)
+        return self._ops.rms_norm(x.reshape(-1, size), self.constant(weight, x.dtype), float(eps)).reshape(x.shape)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         check(x)
@@ -130,11 +170,10 @@ class Dense:
         if 0 in x.shape:
             return x.copy(), residual
         if weight.shape[0] != x.shape[-1]:  # of each head: no operator adds first
-            self._ops.write_rows(residual, 0, residual + x)
-            return self.rms_norm(residual, weight, eps), residual
-        normed, total = self._ops.add_rms_norm(x, residual, weight.astype(x.dtype), float(eps))
-        self._ops.write_rows(residual, 0, total)
-        return normed, residual
+            total = residual + x
+            return self.rms_norm(total, weight, eps), total
+        normed, total = self._ops.add_rms_norm(x, residual, self.constant(weight, x.dtype), float(eps))
+        return normed, total
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         check(x)
@@ -142,7 +181,8 @@ class Dense:
             raise ValueError(f"x is {x.shape}, the weight {weight.shape}, the bias {bias.shape}")
         if 0 in x.shape:
             return x.copy()
-        return self._ops.layer_norm(x, weight.astype(x.dtype), bias.astype(x.dtype), float(eps))
+        gamma, beta = self.constant(weight, x.dtype), self.constant(bias, x.dtype)
+        return self._ops.layer_norm(x, gamma, beta, float(eps))
 
     def activate(self, x: Tensor, activation: str) -> Tensor:
         check(x)
@@ -169,7 +209,7 @@ class Dense:
         head_size: int,
         interleaved: bool,
         offset: int,
-    ) -> None:
+    ) -> tuple[Tensor, Tensor]:
         """The operator turns whole heads by halves: what turns is cut out, and put in that order if it is not."""
         check(query)
         size = cos_sin.shape[1]
@@ -177,19 +217,24 @@ class Dense:
             raise ValueError(f"{size} features from feature {offset} on cannot rotate in a head of {head_size}")
         tokens = positions.shape[0]
         if tokens == 0:
-            return
-        rows = self._ops.gather(cos_sin, positions.astype(ms.int32)).astype(query.dtype)
+            return query, key
+        angles = self.constant(cos_sin, ms.float32)
+        rows = self._ops.gather(angles, positions.astype(ms.int32)).astype(query.dtype)
         cos, sin = (mint.cat([half, half], -1) for half in mint.split(rows, size // 2, 1))
         whole = query.view(tokens, -1, head_size), key.view(tokens, -1, head_size - offset)
         starts = offset, 0
         turning = [mint.narrow(heads, 2, start, size) for heads, start in zip(whole, starts, strict=True)]
-        lengths = Tensor([tokens], ms.int32)  # as if of one sequence: the angles are gathered row by row
+        lengths = self._ops.to_device(
+            Tensor([tokens], ms.int32)
+        )  # as if of one sequence: the angles are gathered row by row
         rows_turned = self._ops.apply_rotary_pos_emb(
             *(_by_halves(heads, interleaved).view(tokens, -1) for heads in turning), cos, sin, lengths
         )
+        results = []
         for x, heads, start, turned in zip((query, key), whole, starts, rows_turned, strict=True):
             middle = _from_halves(turned.view(tokens, -1, size), interleaved)
-            self._ops.write_rows(x, 0, _replaced(heads, start, middle).view(x.shape))
+            results.append(_replaced(heads, start, middle).view(x.shape))
+        return results[0], results[1]
 
 
 def _by_halves(heads: Tensor, interleaved: bool) -> Tensor:

@@ -23,6 +23,25 @@ def _primitive(name: str, *arguments: Any, **options: Any) -> Any:
     return getattr(primitives, name)(*arguments, **options)
 
 
+# --- memory ----------------------------------------------------------------------------------------------------
+
+
+def to_device(x: Tensor) -> Tensor:
+    """A copy of a host's tensor on the device; the host's may change at once."""
+    return x.to("Ascend", copy=True)
+
+
+def to_host(x: Tensor) -> Tensor:
+    """A copy in the host's memory of what the device has computed once all before is done."""
+    return x.to("CPU", copy=True)
+
+
+def memory() -> tuple[int, int]:
+    """Bytes of this process's device: all, and what is left."""
+    properties = ms.hal.get_device_properties(0, "Ascend")  # the number is ignored
+    return properties.total_memory, properties.free_memory
+
+
 def write_rows(target: Tensor, first: int, rows: Tensor) -> None:
     """Copy `rows` to `target[first : first + len(rows)]`. (A CPU's InplaceCopy takes no part of a tensor.)"""
     mint.narrow(target, 0, first, rows.shape[0]).copy_(rows)
@@ -39,6 +58,21 @@ def matmul(x: Tensor, weight: Tensor) -> Tensor:
 def gather(table: Tensor, rows: Tensor) -> Tensor:
     """`table[rows]`; every row must exist."""
     return _primitive("Gather")(table, rows, 0)
+
+
+def batch_matmul(x: Tensor, y: Tensor, transposed: bool) -> Tensor:
+    """Float32 `[n, rows, in]` and `[n, in, out]`, or `[n, out, in]` if `transposed`: `[n, rows, out]`."""
+    return _primitive("BatchMatMul", False, transposed)(x, y)
+
+
+def index_put(target: Tensor, rows: Tensor, values: Tensor) -> None:
+    """`target[rows] = values`, of int8 too; no row twice."""
+    _primitive("InplaceIndexPut")(target, (rows,), values, False)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """Of float32."""
+    return _primitive("Tanh")(x)
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -133,15 +167,16 @@ def flash_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     query_lens: Tensor,
     key_lens: Tensor,
     heads: int,
     scale: float,
 ) -> Tensor:
-    """Causal attention within sequences that lie one behind the other in `query` and `key` (layout "TH").
+    """Attention within sequences that lie one behind the other in `query` and `key` (layout "TH").
 
-    `mask` is `attention.triangle`; the lengths are those of each sequence, not their sums.
+    `mask` is `prepared.triangle` for causal attention; without one, nothing is masked (`sparse_mode` 0). The lengths
+    are those of each sequence, not their sums.
     """
     attend = _primitive("FlashAttentionScore", heads, scale_value=scale, input_layout="TH")
     return attend(query, key, value, None, None, None, mask, None, query_lens, key_lens)[3]
@@ -171,3 +206,149 @@ def quant_matmul(
     """
     multiply = _primitive("QuantBatchMatmul", transpose_x2=True, dtype=dtype)
     return multiply(x, weight, scale, None, bias, token_scales)
+
+
+def weight_quant_matmul(x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor | None, group_size: int) -> Tensor:
+    """`x @ ((weight + offset) * scale)`, of `[tokens, in]` and integers `[in, out]`, in the dtype of `x`.
+
+    `weight` is int8, or qint4x2 `[in, out / 2]`: two of an even number of outputs in a byte, the first in the lower
+    bits. `scale` and `offset`, in the dtype of `x`, are `[out]` with `group_size` 0; else `[groups, out]`, one for so
+    many neighbouring inputs: a multiple of 32, and fewer than there are. At most 65535 inputs and outputs.
+    """
+    return _primitive("WeightQuantBatchMatmul", False, False, group_size)(x, weight, scale, offset)
+
+
+# --- mixture of experts ----------------------------------------------------------------------------------------
+
+
+def softmax_top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` largest of each row's softmax, largest first, and their columns, int32."""
+    shares, ids, _ = _primitive("MoeGatingTopKSoftmax")(logits, None, k)
+    return shares, ids
+
+
+def sigmoid_group_top_k(
+    logits: Tensor, bias: Tensor, groups: int, top_groups: int, of_group: int, k: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Of each row of float32 `logits` `[tokens, experts]`: shares, float32, and columns, int32, `[tokens, k]`.
+
+    Ranks are `sigmoid(logits) + bias`; a group's is the sum of its `of_group` largest, and the `k` columns are of the
+    best `top_groups` groups. Shares are the sigmoids over their sum, times `scale`. There are at most 32 experts in a
+    group, and 8 groups if there are 32 experts or more.
+    """
+    choose = _primitive("FusedAddTopKDiv")
+    shares, ids = choose(logits, bias, groups, top_groups, of_group, k, 0, True, scale, None, None, False)
+    return shares, ids
+
+
+def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` largest of each row, largest first, and their columns, int64."""
+    values, ids = _primitive("TopkExt")(x, k, -1, True, True)
+    return values, ids
+
+
+def ascending(x: Tensor) -> Tensor:
+    """An int32 vector, sorted."""
+    return _primitive("SortExt")(x, -1, False, False)[0]
+
+
+def fill(x: Tensor, mask: Tensor, value: float) -> Tensor:
+    """`x` with `value` where `mask`, which is broadcast, says so."""
+    return _primitive("MaskedFill")(x, mask, Tensor(value, x.dtype))
+
+
+def route(x: Tensor, ids: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of `x` `[tokens, features]` by their experts: each row once for each of its `ids` `[tokens, k]`, int32.
+
+    Gives `[tokens * k, features]` in ascending order of experts, int32 `[tokens * k]` of where there the row of each of
+    the ids is, and int32 `[experts]` of how many rows each expert has.
+    """
+    rows, places, counts, _ = _primitive("MoeInitRoutingV2")(x, ids, 0, 0, experts, 0, 2, False)
+    return rows, places, counts
+
+
+def grouped_matmul(x: Tensor, weight: Tensor, counts: Tensor, bias: Tensor | None) -> Tensor:
+    """The first `counts[0]` rows of `x` `[rows, in]` times the first of `weight` `[experts, in, out]`, and so on.
+
+    `counts` is int64 `[experts]`; rows beyond their sum are not computed, and may be anything. `bias` `[experts, out]`
+    is float16 for float16, else float32. One tensor of all experts: MindSpore does not take one for each of them.
+    """
+    return _grouped(x, weight, counts, bias, None, None)
+
+
+def grouped_quant_matmul(
+    x: Tensor,
+    weight: Tensor,
+    counts: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    token_scales: Tensor | None,
+    dtype: ms.Type,
+) -> Tensor:
+    """As `grouped_matmul` of int8, `(x @ weight + bias) * scale * token_scales` in `dtype`.
+
+    `scale` and `bias`, int32, are `[experts, out]`, `token_scales` float32 `[rows]`. The operator takes the result's
+    dtype from that of `scale`: float32 for float16, bfloat16 for bfloat16.
+    """
+    return _grouped(x, weight, counts, bias, scale, token_scales)
+
+
+def grouped_weight_quant_matmul(
+    x: Tensor, weight: Tensor, counts: Tensor, scale: Tensor, offset: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """As `grouped_matmul` with integers, `x @ ((weight + offset) * scale) + bias`: see `weight_quant_matmul`.
+
+    `weight` is int8 or qint4x2; `scale` and `offset` are `[experts, out]` or, of 4 bits in groups of one even size and
+    without `offset`, `[experts, groups, out]`.
+    """
+    return _grouped(x, weight, counts, bias, None, None, scale, offset)
+
+
+def _grouped(
+    x: Tensor,
+    weight: Tensor,
+    counts: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    token_scales: Tensor | None,
+    weight_scale: Tensor | None = None,
+    weight_offset: Tensor | None = None,
+) -> Tensor:
+    optional = bias, scale, weight_scale, weight_offset, token_scales
+    biases, scales, weight_scales, weight_offsets, tokens = ([one] if one is not None else None for one in optional)
+    multiply = _primitive("GroupedMatmulV4")
+    arguments = [x], [weight], biases, scales, None, weight_scales, weight_offsets, tokens, counts, None, None, None
+    # split_item 3, group_type 0, group_list_type 1: one result, by ranges of rows, which are given by their lengths
+    return multiply(*arguments, 3, 0, 1, 0, None)[0]
+
+
+def unpermute(x: Tensor, places: Tensor, shares: Tensor) -> Tensor:
+    """`sum_k shares[t, k] * x[places[t * K + k]]` in the dtype of `x`; `shares` is float32 `[tokens, K]`.
+
+    The opposite of `route`, by the operator that `ops.moe_token_unpermute` calls.
+    """
+    return _primitive("InnerMoeTokenUnpermute")(x, places, shares, False, None)
+
+
+# --- sampling --------------------------------------------------------------------------------------------------
+
+
+def argmax(x: Tensor) -> Tensor:
+    """int64 `[rows]` of float32 `[rows, n]`: where the largest of each row is, the first of equal ones."""
+    return _primitive("ArgMaxExt")(x, -1, False)
+
+
+def sort(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row of float32 `[rows, n]` in descending order, equal ones as they come; and int64 where each was."""
+    values, places = _primitive("SortExt")(x, -1, True, True)
+    return values, places
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Of each row of float32 `[rows, n]`."""
+    return _primitive("Softmax", -1)(x)
+
+
+def cumsum(x: Tensor) -> Tensor:
+    """Along each row of float32 `[rows, n]`, itself included."""
+    return _primitive("CumsumExt")(x, -1, None)

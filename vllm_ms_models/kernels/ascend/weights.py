@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mindspore as ms
-import ml_dtypes
 import numpy as np
 from mindspore import Tensor, mint
 
+from vllm_ms_models.kernels import integer_checks
+from vllm_ms_models.kernels.ascend import dtypes
+from vllm_ms_models.kernels.ascend import integers as packed
+from vllm_ms_models.kernels.ascend.integers import FloatInputWeight
 from vllm_ms_models.kernels.weight import Integers, Weight
-
-_NUMPY = {ms.float16: np.dtype(np.float16), ms.bfloat16: np.dtype(ml_dtypes.bfloat16)}
 
 
 @dataclass(frozen=True)
@@ -27,24 +28,21 @@ class Int8Weight(Weight):
 
 
 def new_weight(sizes: Sequence[int], in_features: int, dtype: ms.Type) -> Weight:
-    if dtype not in _NUMPY:
-        raise NotImplementedError(
-            f"The Ascend kernels take float16 and bfloat16, not {dtype}; serve with --dtype bfloat16."
-        )
+    dtypes.check_dtype(dtype)
     return Weight(mint.zeros((sum(sizes), in_features), dtype=dtype), tuple(sizes), in_features, dtype)
 
 
 def load_rows(fused: Any, weight: Weight, part: int, first_row: int, source: np.ndarray) -> None:
-    if weight.dtype not in _NUMPY:
+    if weight.dtype not in dtypes.NUMPY:
         raise ValueError("rows of floats do not fit in a weight of integers")
     with np.errstate(over="ignore"):
-        rows = np.ascontiguousarray(source.astype(_NUMPY[weight.dtype]))
+        rows = np.ascontiguousarray(source.astype(dtypes.NUMPY[weight.dtype]))
     _write(fused, weight.data, weight, part, first_row, rows)
 
 
-def new_int8_weight(sizes: Sequence[int], in_features: int, integers: Integers) -> Int8Weight:
+def new_integer_weight(sizes: Sequence[int], in_features: int, integers: Integers) -> Weight:
     if integers.activations == "float":
-        raise NotImplementedError("The Ascend kernels have no weights of integers for activations of floats yet.")
+        return packed.new_weight(sizes, in_features, integers)
     out = sum(sizes)
     return Int8Weight(
         mint.zeros((out, in_features), dtype=ms.int8),
@@ -59,6 +57,8 @@ def new_int8_weight(sizes: Sequence[int], in_features: int, integers: Integers) 
 
 
 def load_integers(fused: Any, weight: Weight, part: int, first_row: int, values: np.ndarray) -> None:
+    if isinstance(weight, FloatInputWeight):
+        return packed.load_values(weight, part, first_row, values)
     _write(fused, weight.data, weight, part, first_row, np.ascontiguousarray(values, np.int8))
 
 
@@ -71,6 +71,8 @@ def load_scales(
     zeros: np.ndarray | None,
     addends: np.ndarray | None,
 ) -> None:
+    if isinstance(weight, FloatInputWeight):
+        return packed.load_scales(weight, part, first_row, scales, zeros, addends)
     assert isinstance(weight, Int8Weight)
     if zeros is not None and np.any(zeros):
         raise NotImplementedError("The Ascend kernels have no zero points of weights: QuantBatchMatmul has none.")
@@ -80,6 +82,7 @@ def load_scales(
 
 
 def set_input(weight: Weight, part: int, scale: float, offset: int) -> None:
+    integer_checks.check_input(weight, part, scale, offset)
     assert isinstance(weight, Int8Weight)
     weight.inputs[part] = scale, offset
 
@@ -92,4 +95,4 @@ def _write(fused: Any, target: Tensor, weight: Weight, part: int, first_row: int
         raise ValueError(f"expected rows of shape {target.shape[1:]}, got an array of shape {rows.shape}")
     if len(rows):
         start = sum(weight.sizes[:part]) + first_row
-        fused.write_rows(target, start, Tensor.from_numpy(rows))
+        fused.write_rows(target, start, fused.to_device(Tensor.from_numpy(rows)))

@@ -281,8 +281,9 @@ class CpuKernels(Kernels):
         head_size: int,
         interleaved: bool,
         offset: int = 0,
-    ) -> None:
+    ) -> tuple[Tensor, Tensor]:
         self._kernels.rotary(query, key, positions, cos_sin, head_size, interleaved, offset)
+        return query, key
 
     def cache_shape(
         self, num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, storage: ms.Type | None = None

@@ -36,7 +36,7 @@ class ToyLayer(nn.Cell):
 
     def construct(self, hidden: Tensor, batch: Batch) -> Tensor:
         query, key, value = self.qkv_proj(self.input_norm(hidden), batch)
-        self.rotary(query, key, batch.positions)
+        query, key = self.rotary(query, key, batch.positions)
         hidden = hidden + self.o_proj(self.attention(query, key, value, batch), batch)
         return hidden + self.mlp(self.mlp_norm(hidden), batch)
 
