@@ -113,6 +113,5 @@ def test_as_near_to_float32_as_our_own(case: str, monkeypatch: pytest.MonkeyPatc
     )
     assert min(same) >= 1  # more than the first token is compared
     assert error(theirs) <= 2 * error(rounded)
-    assert {"rms_norm", "apply_rotary_pos_emb", "reshape_and_cache", "flash_attention", "paged_attention"} == set(
-        operators.called
-    )
+    used = {"rms_norm", "apply_rotary_pos_emb", "reshape_and_cache", "flash_attention", "paged_attention"}
+    assert used <= set(operators.called)

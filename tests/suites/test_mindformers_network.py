@@ -115,12 +115,13 @@ def view(query_lens: list[int], seq_lens: list[int], tables: list[list[int]], sl
 
 def test_what_a_network_is_told_of_a_mixed_step() -> None:
     """A chunk that goes on at position 16, a single token, and a prompt; blocks of 16 tokens."""
-    from vllm_ms_models.suites.mindformers.ascend import attention_mask, step_inputs
+    from vllm_ms_models.suites.mindformers.ascend import step_inputs
 
     slots = [5 * 16, 5 * 16 + 1, 7 * 16 + 3, 9 * 16, 9 * 16 + 1, 9 * 16 + 2]
     step = view([2, 1, 3], [18, 4, 3], [[4, 5], [7, 0], [9, 0]], slots)
-    sequences, places = step_inputs(step, 16)
-    assert not sequences.fresh
+    fresh, places = step_inputs(step, 16, float16)
+    assert not fresh
+    mask = places.pop("attention_mask")
     expected = {
         "batch_valid_length": [18, 4, 3],
         "q_seq_lens": [2, 1, 3],
@@ -129,22 +130,22 @@ def test_what_a_network_is_told_of_a_mixed_step() -> None:
         "slot_mapping": [10 * 16, 10 * 16 + 1, 14 * 16 + 3, 18 * 16, 18 * 16 + 1, 18 * 16 + 2],
     }
     assert {name: tensor.asnumpy().tolist() for name, tensor in places.items()} == expected
-    seen = attention_mask(sequences, float16).asnumpy() == 0
+    seen = mask.asnumpy() == 0
     assert [row.sum() for row in seen] == [17, 18, 4, 1, 2, 3]  # all positions up to its own, and not one behind
     assert all(row[: row.sum()].all() for row in seen)
-    _, latents = step_inputs(step, None)
+    _, latents = step_inputs(step, None, float16)
     assert latents["slot_mapping"].asnumpy().tolist() == slots
     assert latents["block_tables"].asnumpy().tolist() == [[4, 5], [7, 0], [9, 0]]
 
 
 def test_masks_of_other_steps() -> None:
-    from vllm_ms_models.suites.mindformers.ascend import attention_mask, step_inputs
+    from vllm_ms_models.suites.mindformers.ascend import step_inputs
 
-    prompts, _ = step_inputs(view([3, 2], [3, 2], [[1], [2]], [16, 17, 18, 32, 33]), 16)
-    assert prompts.fresh
-    np.testing.assert_array_equal(attention_mask(prompts, float16).asnumpy() != 0, np.triu(np.ones((128, 128)), 1) != 0)
-    single, _ = step_inputs(view([1, 1], [3, 2], [[1], [2]], [18, 33]), 16)
-    assert attention_mask(single, float16).asnumpy().tolist() == [[0.0]]
+    fresh, prompts = step_inputs(view([3, 2], [3, 2], [[1], [2]], [16, 17, 18, 32, 33]), 16, float16)
+    assert fresh
+    np.testing.assert_array_equal(prompts["attention_mask"].asnumpy() != 0, np.triu(np.ones((128, 128)), 1) != 0)
+    _, single = step_inputs(view([1, 1], [3, 2], [[1], [2]], [18, 33]), 16, float16)
+    assert single["attention_mask"].asnumpy().tolist() == [[0.0]]
 
 
 def test_the_configuration_in_other_words() -> None:

@@ -10,7 +10,7 @@ A network takes, besides tokens and positions, how vLLM's sequences lie in the p
 | context_lens_tensor | int32 [n]                   | those before                                               |
 | block_tables        | int32 [n, blocks]           | the cache's blocks of each sequence                        |
 | slot_mapping        | int32 [tokens]              | block * block_size + offset of each token                  |
-| attention_mask      | the model's, [rows, width]  | see `attention_mask`                                       |
+| attention_mask      | the model's, [rows, width]  | see `_mask`                                                |
 | key_cache           | a list, a tensor each layer | [blocks, block_size, kv_heads, head_size]; latents: 1 head |
 | value_cache         | the same; None for latents  |                                                            |
 
@@ -24,8 +24,10 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, mint, mutable, nn
 
+from vllm_ms_models import kernels
 from vllm_ms_models.checkpoint.slots import Slot
-from vllm_ms_models.kernels.ascend.attention import Prepared, doubled_slots, half_blocks, triangle
+from vllm_ms_models.kernels.ascend.caches import doubled_slots, half_blocks
+from vllm_ms_models.kernels.ascend.prepared import Prepared, triangle
 from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch, CacheView
 from vllm_ms_models.layers.context import ModelContext
@@ -55,13 +57,12 @@ class AscendCausalLM(nn.Cell):
             raise ValueError("mindformers' networks take no embeddings on Ascend; leave out --enable-prompt-embeds.")
         caches = [layer.cache for layer in self.attention]
         view = batch.caches[self.attention[0].name]
-        sequences, places = step_inputs(view, None if self.latent else caches[0].shape[2])
-        self.network.phase = "prefill" if sequences.fresh else "increment"
-        self.network.add_flags_custom_mcore(is_prefill=sequences.fresh)
+        fresh, places = step_inputs(view, None if self.latent else caches[0].shape[2], self.dtype)
+        self.network.phase = "prefill" if fresh else "increment"
+        self.network.add_flags_custom_mcore(is_prefill=fresh)
         return self.network(
             input_ids.astype(ms.int32),
             positions=batch.positions.astype(ms.int32),
-            attention_mask=attention_mask(sequences, self.dtype),
             **places,
             **self._caches(caches),
         )
@@ -97,27 +98,35 @@ def _cache_owner(number: int, layer: Any) -> Layer:
     return Attention(name, *heads, block.hidden_size_per_attention_head)
 
 
-def step_inputs(view: CacheView, block_size: int | None) -> tuple[Prepared, dict[str, Tensor]]:
-    """A step's sequences, and the network's arguments that say where they are (see the module).
+class _Device:
+    """What `Prepared` asks of a device: to have the tensors that it makes."""
+
+    @staticmethod
+    def to_device(x: Tensor) -> Tensor:
+        return kernels.get().place(x)
+
+
+def step_inputs(view: CacheView, block_size: int | None, dtype: ms.Type) -> tuple[bool, dict[str, Tensor]]:
+    """Whether no sequence has context; and the network's arguments that say where all are (see the module).
 
     Keys and values are views of one cache in which block b, of `block_size` tokens, is number 2 b
-    (kernels/ascend/attention.py). None: a cache of latents, which are by themselves.
+    (kernels/ascend/caches.py). None: a cache of latents, which are by themselves.
     """
-    sequences = Prepared.of(view.sequences)
-    latent = block_size is None
+    sequences = Prepared.of(view.sequences, _Device())
+    pages = sequences.span(dtype, None, True, block_size or 1, block_size is not None)
     slots = view.slots.astype(ms.int32) if block_size is None else doubled_slots(view.slots, block_size)
-    return sequences, {
+    return sequences.fresh, {
         "batch_valid_length": sequences.seq_lens,
         "q_seq_lens": sequences.query_lens,
         "context_lens_tensor": sequences.seq_lens - sequences.query_lens,
-        "block_tables": sequences.block_tables if latent else sequences.doubled_tables,
+        "block_tables": pages.tables,
         "slot_mapping": slots,
+        "attention_mask": _mask(pages.mask, sequences.fresh, dtype),
     }
 
 
-def attention_mask(sequences: Prepared, dtype: ms.Type) -> Tensor:
-    """A triangle that FlashAttentionScore repeats; or, for PagedAttention, what it adds: of one 0 if that is all."""
-    if sequences.fresh:
-        return triangle(dtype)
-    found = sequences.mask(dtype)
-    return mint.zeros((1, 1), dtype=dtype) if found is None else found
+def _mask(paged: Tensor | None, fresh: bool, dtype: ms.Type) -> Tensor:
+    """A triangle that FlashAttentionScore repeats; or, for PagedAttention, what it adds: a single 0 if that is all."""
+    if fresh:
+        return kernels.get().place(triangle(dtype))
+    return mint.zeros((1, 1), dtype=dtype) if paged is None else paged
