@@ -1,6 +1,9 @@
 """Architectures that this package has no model of and mindone has: their answers are those of transformers."""
 
 import functools
+import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -73,3 +76,13 @@ def test_not_among_our_own() -> None:
     folder = str(folder_of("OlmoForCausalLM"))
     with pytest.raises(ValueError, match=r"OlmoForCausalLM is not among this package's own models; .*\"mindone\""):
         EngineArgs(folder, skip_tokenizer_init=True, max_model_len=64).create_engine_config()
+
+
+def test_doctor() -> None:
+    """Before a model is loaded: who has it, and whether it would load."""
+    options = ["--skip-tokenizer-init", "--additional-config", json.dumps(SOURCE)]
+    command = [sys.executable, "-m", "vllm_ms_models.cli", "doctor", str(folder_of("ArceeForCausalLM")), *options]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "ArceeForCausalLM, by mindone" in run.stdout
+    assert "It would load." in run.stdout

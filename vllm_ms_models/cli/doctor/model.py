@@ -22,7 +22,7 @@ from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
 from vllm.v1.kv_cache_interface import KVCacheSpec
 from vllm.v1.worker.utils import customize_attention_spec
 
-from vllm_ms_models import kernels, memory, registry, runtime
+from vllm_ms_models import kernels, memory, registry, runtime, suites
 from vllm_ms_models.bridge.attention_backend import MindSporeAttentionBackend
 from vllm_ms_models.bridge.context import unnamed_prefix
 from vllm_ms_models.bridge.host import host_memory
@@ -106,9 +106,10 @@ def sentences(error: BaseException) -> list[str]:
 def _describe(found: Verdict, vllm_config: VllmConfig) -> None:
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     found.architecture = model.architectures[0]
-    served = registry.unconverted(found.architecture)
-    implementation = registry.lookup(served)
-    found.implementation = f"{implementation.__module__}.{implementation.__qualname__}"
+    found.implementation = suites.source(vllm_config)
+    if found.implementation == suites.NATIVE:
+        implementation = registry.lookup(registry.unconverted(found.architecture))
+        found.implementation = f"{implementation.__module__}.{implementation.__qualname__}"
     found.dtype = str(model.dtype).removeprefix("torch.")
     found.max_model_len = model.max_model_len
     found.max_num_seqs = vllm_config.scheduler_config.max_num_seqs

@@ -180,5 +180,7 @@ class MindOneModel(nn.Cell):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits `[rows, vocab]` of hidden states `[rows, hidden]`, by mindone's own code."""
+        if 0 in hidden.shape:
+            return self.language_model.get_output_embeddings().inner(hidden)
         result = self.language_model(inputs_embeds=hidden.expand_dims(0))
         return result[0].view(hidden.shape[0], -1)

@@ -13,8 +13,12 @@ BYPASSED = (
 )
 
 
-class Unused:
-    """A base class of mindone's models whose methods are for what vLLM does (generation) or this does not (PEFT)."""
+class GenerationMixin:
+    """A base class of mindone's models, which look at its name; generating is what vLLM does."""
+
+
+class PeftAdapterMixin:
+    """Another, for what is not done here."""
 
 
 def _absent(*_: Any, **__: Any) -> bool:
@@ -27,8 +31,8 @@ def supplied() -> dict[str, dict[str, Any]]:
     return {
         # Of packages in BYPASSED.
         "mindone.transformers": {"__version__": "4.57.1"},  # of the transformers that it was made from
-        "mindone.transformers.generation": {"GenerationMixin": Unused},
-        "mindone.transformers.integrations": {"PeftAdapterMixin": Unused},
+        "mindone.transformers.generation": {"GenerationMixin": GenerationMixin},
+        "mindone.transformers.integrations": {"PeftAdapterMixin": PeftAdapterMixin},
         # Gone in transformers 5; all are for reading checkpoints, of other frameworks or by address.
         "transformers.utils": {
             "FLAX_WEIGHTS_NAME": "flax_model.msgpack",
