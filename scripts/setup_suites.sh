@@ -8,13 +8,15 @@ set -euo pipefail
 unset PYTHONDONTWRITEBYTECODE
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly SUITES=("mindone==0.5.0")
+readonly SUITES=("mindone==0.5.0" "mindformers==1.9.0")
 readonly venv=.venv-suites
 readonly python="$venv/bin/python" done_file="$venv/.done" log="$venv/setup.log"
 
 scripts/setup.sh test
 
-key=$(cat scripts/setup_suites.sh .venv/pyvenv.cfg | sha256sum)
+# What mindformers imports besides.
+read -ra needed <<<"$(.venv/bin/python -c 'from vllm_ms_models.suites import mindformers; print(*mindformers.NEEDED)')"
+key=$(printf '%s ' "${needed[@]}" | cat - scripts/setup_suites.sh .venv/pyvenv.cfg | sha256sum)
 [ "$(cat "$done_file" 2>/dev/null)" != "$key" ] || exit 0
 
 printf 'suites (%s): %s\n' "$venv" "${SUITES[*]}"
@@ -27,7 +29,7 @@ printf 'import site; site.addsitedir("%s")\n' "$packages" >"$own/base.pth"
 # The command of the same name in .venv would start the Python of .venv.
 printf '#!%s\nfrom vllm.entrypoints.cli.main import main\n\nmain()\n' "$(realpath -s "$python")" >"$venv/bin/vllm"
 chmod +x "$venv/bin/vllm"
-if ! "$python" -m pip install --disable-pip-version-check --no-compile --progress-bar off --no-deps "${SUITES[@]}" >"$log" 2>&1; then
+if ! "$python" -m pip install --disable-pip-version-check --no-compile --progress-bar off --no-deps "${SUITES[@]}" "${needed[@]}" >"$log" 2>&1; then
   tail -n 15 "$log" >&2
   printf 'set-up failed: could not install %s; check the network, then run this again (all of it: %s)\n' "${SUITES[*]}" "$log" >&2
   exit 1

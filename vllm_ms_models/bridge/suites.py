@@ -32,8 +32,8 @@ def refusals(vllm_config: VllmConfig) -> Iterator[str]:
         yield f"--runner pooling {chosen}, which only generate text; leave out {suites.OPTION}."
         return
     suites.check_architecture(name, model.architecture)
-    if hasattr(adapter, "check_model"):
-        adapter.check_model(model.architecture, model.hf_text_config, parallel.tensor_parallel_size)
+    dtype = str(model.dtype).removeprefix("torch.")
+    adapter.check_model(model.architecture, model.hf_text_config, dtype, parallel.tensor_parallel_size)
     if vllm_config.lora_config is not None:
         yield f"--enable-lora {chosen}; leave out one of them."
     if _is_quantized(vllm_config):

@@ -6,8 +6,8 @@ one package here, its adapter, which imports neither the suite nor MindSpore bef
 - `check()` raises `SuiteError`, one sentence, unless a version of the suite that works here is installed;
 - `TENSOR_PARALLEL` says whether its models can be split over ranks;
 - `architectures()` are those that it can serve, by their names in config.json;
-- `check_model(architecture, hf_config, ranks)`, if there is one, raises `SuiteError` for a model that cannot be built,
-  such as one that so many tensor-parallel ranks cannot share;
+- `check_model(architecture, hf_config, dtype, ranks)` raises `SuiteError` for a model that cannot be built, such as one
+  that so many tensor-parallel ranks cannot share, or that the suite would build otherwise than its config says;
 - `build(architecture, hf_config, context)` makes the Cell that `bridge/model.py` serves.
 
 Like the platform, this is imported by every process of vLLM: no MindSpore here.
@@ -53,6 +53,8 @@ class Adapter(Protocol):
 
     def architectures(self) -> Collection[str]: ...
 
+    def check_model(self, architecture: str, hf_config: Any, dtype: str, ranks: int) -> None: ...
+
     def build(self, architecture: str, hf_config: Any, context: Any) -> Any: ...
 
 
@@ -82,15 +84,30 @@ def check_architecture(name: str, architecture: str) -> None:
         )
 
 
-def require(name: str, distribution: str, versions: Collection[str]) -> None:
-    """SuiteError, in one sentence, unless one of `versions` of the suite's distribution on PyPI is installed."""
+def require(name: str, distribution: str, versions: Collection[str], others: Collection[str] = ()) -> None:
+    """SuiteError, in one sentence, unless one of `versions` of the suite's distribution on PyPI is installed.
+
+    `others` are distributions that it cannot be imported without, and that vLLM does not bring.
+    """
+    found = _installed(distribution)
+    missing = [other for other in others if _installed(other) is None]
+    if found in versions and not missing:
+        return
+    *_, newest = versions
+    if found in versions:
+        problem = f"needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed"
+    else:
+        problem = f"works with {distribution} {' or '.join(versions)}, and {found or 'none'} is installed"
+    wanted = ([] if found in versions else [f"{distribution}=={newest}"]) + missing
+    raise SuiteError(
+        f"{OPTION} {name!r} {problem}; run `pip install --no-deps {' '.join(wanted)}` (what pip would add by itself "
+        "replaces packages of vLLM)."
+    )
+
+
+def _installed(distribution: str) -> str | None:
+    """Its version; None without it."""
     try:
-        found = f"{version(distribution)} is"
+        return version(distribution)
     except PackageNotFoundError:
-        found = "none is"
-    if found.removesuffix(" is") not in versions:
-        *_, newest = versions
-        raise SuiteError(
-            f"{OPTION} {name!r} works with {distribution} {' or '.join(versions)}, and {found} installed; run "
-            f"`pip install --no-deps {distribution}=={newest}` (what it depends on would replace packages of vLLM)."
-        )
+        return None

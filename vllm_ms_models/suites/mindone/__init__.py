@@ -49,7 +49,7 @@ def architectures() -> Collection[str]:
     return MODELS
 
 
-def check_model(architecture: str, hf_config: Any, ranks: int) -> None:
+def check_model(architecture: str, hf_config: Any, dtype: str, ranks: int) -> None:
     """SuiteError for a model that cannot be built for so many tensor-parallel ranks."""
     config.check(architecture, hf_config, ranks)
 
