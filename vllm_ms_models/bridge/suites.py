@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from vllm.config import VllmConfig
 
-from vllm_ms_models import suites
+from vllm_ms_models import registry, suites
 from vllm_ms_models.bridge import quantization
 from vllm_ms_models.checkpoint.errors import CheckpointError
 
@@ -16,7 +16,10 @@ def refusals(vllm_config: VllmConfig) -> Iterator[str]:
     """
     name = suites.source(vllm_config)
     if name == suites.NATIVE:
+        known = registry.architectures()  # those of other packages, too
         for architecture in vllm_config.model_config.architectures:
+            if architecture in known:
+                continue
             for other in suites.ADDED.get(architecture, ()):
                 option = f'{{"{suites.OPTION}": "{other}"}}'
                 yield f"{architecture} is not among this package's own models; --additional-config '{option}' has one."
