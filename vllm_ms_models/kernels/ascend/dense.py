@@ -26,6 +26,7 @@ class Dense:
         self._ops, self._low_rank = fused, low_rank
         # By the identity of what is kept beside it, so that nothing else can get that.
         self._placed: dict[tuple[int, ms.Type], tuple[Tensor, Tensor]] = {}
+        self._turns: dict[tuple[int, ms.Type], tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]] = {}
         self._static: dict[tuple[int, int, ms.Type], tuple[Int8Weight, tuple[Tensor, ...]]] = {}
 
     def constant(self, x: Tensor, dtype: ms.Type) -> Tensor:
@@ -218,23 +219,32 @@ class Dense:
         tokens = positions.shape[0]
         if tokens == 0:
             return query, key
-        angles = self.constant(cos_sin, ms.float32)
-        rows = self._ops.gather(angles, positions.astype(ms.int32)).astype(query.dtype)
-        cos, sin = (mint.cat([half, half], -1) for half in mint.split(rows, size // 2, 1))
+        angles = self._angles(positions, cos_sin, query.dtype)
         whole = query.view(tokens, -1, head_size), key.view(tokens, -1, head_size - offset)
         starts = offset, 0
         turning = [mint.narrow(heads, 2, start, size) for heads, start in zip(whole, starts, strict=True)]
-        lengths = self._ops.to_device(
-            Tensor([tokens], ms.int32)
-        )  # as if of one sequence: the angles are gathered row by row
         rows_turned = self._ops.apply_rotary_pos_emb(
-            *(_by_halves(heads, interleaved).view(tokens, -1) for heads in turning), cos, sin, lengths
+            *(_by_halves(heads, interleaved).view(tokens, -1) for heads in turning), *angles
         )
         results = []
         for x, heads, start, turned in zip((query, key), whole, starts, rows_turned, strict=True):
             middle = _from_halves(turned.view(tokens, -1, size), interleaved)
             results.append(_replaced(heads, start, middle).view(x.shape))
         return results[0], results[1]
+
+    def _angles(self, positions: Tensor, cos_sin: Tensor, dtype: ms.Type) -> tuple[Tensor, Tensor, Tensor]:
+        """Cosines and sines `[tokens, size]`, and how many tokens there are: as if of one sequence, row by row.
+
+        All layers of a step pass the same positions, so they are gathered for the first that has a table.
+        """
+        key = id(cos_sin), dtype
+        if key not in self._turns or self._turns[key][0] is not positions:
+            table = self.constant(cos_sin, ms.float32)
+            rows = self._ops.gather(table, positions.astype(ms.int32)).astype(dtype)
+            cos, sin = (mint.cat([half, half], -1) for half in mint.split(rows, cos_sin.shape[1] // 2, 1))
+            count = self._ops.to_device(Tensor([positions.shape[0]], ms.int32))
+            self._turns[key] = positions, cos_sin, (cos, sin, count)
+        return self._turns[key][2]
 
 
 def _by_halves(heads: Tensor, interleaved: bool) -> Tensor:
