@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mindspore as ms
 import pytest
 
 from tests.servers import DEMO
@@ -24,6 +25,19 @@ def test_unknown_name_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_MS_KERNELS", "cuda")
     with pytest.raises(ValueError, match="VLLM_MS_KERNELS=cuda is unknown; set it to auto, cpp or reference"):
         kernels.choose("cpu")
+
+
+def test_ascend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the devices that it is made for; nothing of it runs here."""
+    monkeypatch.delenv("VLLM_MS_KERNELS", raising=False)
+    monkeypatch.setattr(ms.hal, "get_device_name", lambda number, target: "Ascend910B3")
+    assert kernels.choose("ascend").name == "ascend"
+    monkeypatch.setattr(ms.hal, "get_device_name", lambda number, target: "Ascend310P3")
+    with pytest.raises(NotImplementedError, match=r"Ascend310P3 needs; serve on a 910B, or with VLLM_MS_DEVICE=cpu"):
+        kernels.choose("ascend")
+    monkeypatch.setenv("VLLM_MS_KERNELS", "cpp")
+    with pytest.raises(ValueError, match="VLLM_MS_KERNELS=cpp is for CPUs; unset it, or set VLLM_MS_DEVICE=cpu"):
+        kernels.choose("ascend")
 
 
 @pytest.mark.parametrize(("wanted", "status"), [("auto", 0), ("cpp", 1)])

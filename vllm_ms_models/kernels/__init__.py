@@ -37,8 +37,12 @@ def choose(device: str) -> Kernels:
     if device == "ascend":
         if wanted != "auto":
             raise ValueError(f"VLLM_MS_KERNELS={wanted} is for CPUs; unset it, or set VLLM_MS_DEVICE=cpu.")
-        from vllm_ms_models.kernels.ascend import AscendKernels
+        import mindspore as ms
 
+        from vllm_ms_models.kernels.ascend import AscendKernels
+        from vllm_ms_models.kernels.ascend.device import check_device
+
+        check_device(ms.hal.get_device_name(0, "Ascend"))  # of the current device, whatever number is given
         return AscendKernels()
     from vllm_ms_models.kernels.reference import ReferenceKernels
 
