@@ -87,12 +87,14 @@ def start_mindspore(target: str = "", number: int = 0, join: Callable[[], None] 
     return target
 
 
-def start(dtype: str, target: str = "", number: int = 0, join: Callable[[], None] | None = None) -> None:
+def start(
+    dtype: str, target: str = "", number: int = 0, join: Callable[[], None] | None = None, graphs: bool = False
+) -> None:
     """As `start_mindspore`, and choose the kernels and log one line. `dtype` is only reported."""
     target = start_mindspore(target, number, join)
     import mindspore as ms
 
     from vllm_ms_models import kernels
 
-    kernels.use(kernels.choose(target))
+    kernels.use(kernels.choose(target, graphs=True) if graphs else kernels.choose(target))
     logger.info("MindSpore %s on %s, kernels: %s, dtype: %s", ms.__version__, target, kernels.get().describe(), dtype)

@@ -78,10 +78,20 @@ class MindSporeWorker(Worker):
         if target == "ascend":
             devices.check(number, self.ranks_here)
         join = partial(ranks.join_devices, self.distributed_init_method)
-        runtime.start(str(self.model_config.dtype).removeprefix("torch."), target, number, join)
+        graphs = target == "ascend" and self._compiles()
+        runtime.start(str(self.model_config.dtype).removeprefix("torch."), target, number, join, graphs)
         gc.freeze()  # collections while loading need not visit all that was imported: they took a third of the load
         set_random_seed(self.model_config.seed)
         self._init_workspace_and_model_runner()
+
+    def _compiles(self) -> bool:
+        """Whether the model runs as compiled graphs; says why not."""
+        from vllm_ms_models.bridge.compiling import problem
+
+        reason = problem(self.vllm_config)
+        if reason is not None:
+            logger.info("The model runs operator by operator: %s.", reason)
+        return reason is None
 
     def _make_model_runner(self) -> MindSporeModelRunner:
         return MindSporeModelRunner(self.vllm_config, self.device)

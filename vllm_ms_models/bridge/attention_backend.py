@@ -27,6 +27,7 @@ from vllm.v1.kv_cache_interface import (
     SlidingWindowSpec,
 )
 
+from vllm_ms_models import kernels
 from vllm_ms_models.bridge.refusals import BLOCK_MULTIPLE, INT8_CACHE
 from vllm_ms_models.bridge.tensors import DTYPES, to_mindspore, upload
 from vllm_ms_models.kernels import SCALE_BYTES, PagedSequences
@@ -162,10 +163,10 @@ class CachedLatentLayer(AttentionLayerBase):
         self.cell.cache = _cache(kv_cache, shape)
 
 
-def _cache(kv_cache: torch.Tensor, shape: tuple[int, ...]) -> ms.Tensor:
-    """vLLM's tensor in our shape; where that has no memory (bridge/cache_memory.py), one of the device's."""
+def _cache(kv_cache: torch.Tensor, shape: tuple[int, ...]) -> Any:
+    """vLLM's tensor in our shape; where that has no memory (bridge/cache_memory.py), the device's own."""
     if kv_cache.is_meta:
-        return ms.mint.zeros(shape, dtype=ms.int8 if kv_cache.dtype == torch.int8 else DTYPES[kv_cache.dtype])
+        return kernels.get().new_cache(shape, ms.int8 if kv_cache.dtype == torch.int8 else DTYPES[kv_cache.dtype])
     return to_mindspore(kv_cache.view(shape))
 
 

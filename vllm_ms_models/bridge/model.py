@@ -112,6 +112,7 @@ class CausalLMShell(Shell):
         # vLLM's proposer hands `model.embed_tokens` and `lm_head` to a draft that has none of its own.
         self.model: Any = getattr(self.cell, "model", None)
         self.lm_head: Any = getattr(self.cell, "lm_head", None)
+        self.run = self._runs()
         layers = vllm_config.compilation_config.static_forward_context
         if self.pools and model_config.attn_type == "encoder_only":
             attend_both_ways(self.cell, self.architecture)
@@ -175,10 +176,20 @@ class CausalLMShell(Shell):
         else:
             ids = upload(input_ids) if inputs_embeds is None else None
             embeds = None if inputs_embeds is None else self.received[0].upload(inputs_embeds)
-            result = self.cell(ids, batch, embeds)
+            result = self.run(ids, batch, embeds)
         if self.stage.is_last:
             return self._hidden_states(result)
         return IntermediateTensors(dict(zip(STREAM, map(download, result), strict=True)))
+
+    def _runs(self) -> Callable[..., Any]:
+        """The Cell, or its graphs if the kernels are to be compiled."""
+        from vllm_ms_models import kernels
+
+        if kernels.get().name != "ascend-graph":
+            return self.cell
+        from vllm_ms_models.bridge.graph import GraphedCell
+
+        return GraphedCell(self.cell, kernels.get())
 
     def _hidden_states(self, result: Any) -> Any:
         """For vLLM, which pools them, drafts by them, or takes rows for `compute_logits` and nothing else."""

@@ -26,8 +26,10 @@ def get() -> Kernels:
     return _active
 
 
-def choose(device: str) -> Kernels:
+def choose(device: str, graphs: bool = False) -> Kernels:
     """The best back end for `device` ("cpu", "ascend"), or the one that `VLLM_MS_KERNELS` (auto, cpp, reference) names.
+
+    `graphs` are for Ascend: layers are to be compiled (kernels/ascend/graph.py).
 
     Without a working C++ compiler, auto falls back to the reference kernels with a warning.
     """
@@ -43,6 +45,10 @@ def choose(device: str) -> Kernels:
         from vllm_ms_models.kernels.ascend.device import check_device
 
         check_device(ms.hal.get_device_name(0, "Ascend"))  # of the current device, whatever number is given
+        if graphs:
+            from vllm_ms_models.kernels.ascend.graph import AscendGraphKernels
+
+            return AscendGraphKernels()
         return AscendKernels()
     from vllm_ms_models.kernels.reference import ReferenceKernels
 

@@ -13,7 +13,7 @@ Three back ends implement it: `reference` (plain MindSpore operators; the defini
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mindspore as ms
 import numpy as np
@@ -79,6 +79,10 @@ class Kernels(ABC):
     def fetch(self, x: Tensor) -> Tensor:
         """The opposite of `place`."""
         return x
+
+    def new_cache(self, shape: tuple[int, ...], dtype: ms.Type) -> Any:
+        """Where there is own memory: the cache of a layer, zeros, for the methods that take one (see `cache_shape`)."""
+        return ms.mint.zeros(shape, dtype=dtype)
 
     def memory(self) -> tuple[int, int]:
         """Bytes of a device's own memory: all, and what is left."""

@@ -46,10 +46,10 @@ class Attention(Layer):
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
         """`[tokens, heads * head_size]` queries, `[tokens, kv_heads * head_size]` keys and values -> as queries."""
-        view = batch.caches[self.name]
-        self.kernels.write_kv(key, value, self.cache, view.slots)
+        view = batch["caches"][self.name]
+        self.kernels.write_kv(key, value, self.cache, view["slots"])
         options = self.scale, self.window, self.soft_cap, self.causal
-        return self.kernels.paged_attention(query, self.cache, view.sequences, *options, sinks=self.sinks)
+        return self.kernels.paged_attention(query, self.cache, view["sequences"], *options, sinks=self.sinks)
 
 
 class SinkAttention(Attention):

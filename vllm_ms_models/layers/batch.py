@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor
@@ -19,6 +20,10 @@ class CacheView:
     sequences: PagedSequences
     slots: Tensor  # int64 [tokens]: where each token's key and value are stored
     _splits: dict[int, Split] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __getitem__(self, name: str) -> Any:
+        """The field of that name: in a compiled graph (bridge/graph.py) a dictionary is in this one's place."""
+        return getattr(self, name)
 
     def split(self, tokens: int) -> Split:
         """Sequences before the first with `tokens` rows or more, the others, and where the rows of those begin.
@@ -67,3 +72,7 @@ class Batch:
     adaptation: Adaptation | None = None
     ragged: RaggedSequences | None = None
     token_types: Tensor | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        """As `CacheView`'s."""
+        return getattr(self, name)

@@ -73,5 +73,5 @@ class SelfAttention(Layer):
         if self.has_norms:
             query, key = self.q_norm(query), self.k_norm(key)
         if self.rotary is not None:
-            query, key = self.rotary(query, key, batch.positions)
+            query, key = self.rotary(query, key, batch["positions"])
         return self.o_proj(self.attention(query, key, value, batch), batch)

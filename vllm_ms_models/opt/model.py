@@ -105,7 +105,7 @@ class OPTDecoder(Decoder):
     def start(self, embeds: Tensor, batch: Batch) -> Tensor:
         if self.project_in is not None:
             embeds = self.project_in(embeds, batch)
-        return embeds + self.embed_positions(batch.positions)
+        return embeds + self.embed_positions(batch["positions"])
 
     def finish(self, hidden: Tensor, residual: Tensor, batch: Batch) -> Tensor:
         if self.norm is not None:

@@ -219,18 +219,52 @@ class Dense:
         tokens = positions.shape[0]
         if tokens == 0:
             return query, key
-        angles = self._angles(positions, cos_sin, query.dtype)
-        whole = query.view(tokens, -1, head_size), key.view(tokens, -1, head_size - offset)
-        starts = offset, 0
-        turning = [mint.narrow(heads, 2, start, size) for heads, start in zip(whole, starts, strict=True)]
-        rows_turned = self._ops.apply_rotary_pos_emb(
-            *(_by_halves(heads, interleaved).view(tokens, -1) for heads in turning), *angles
+        return self.rotated(query, key, self._angles(positions, cos_sin, query.dtype), head_size, interleaved, offset)
+
+    def rotated(
+        self,
+        query: Tensor,
+        key: Tensor,
+        angles: tuple[Tensor, Tensor, Tensor],
+        head_size: int,
+        interleaved: bool,
+        offset: int,
+    ) -> tuple[Tensor, Tensor]:
+        """`rotary` of what fits, for one token at least, by cosines, sines, and the number of tokens."""
+        cos, sin, count = angles
+        size, tail = cos.shape[1], head_size - offset
+        queries = query.view(-1, query.shape[1] // head_size, head_size)
+        keys = key.view(-1, key.shape[1] // tail, tail)
+        turned_queries, turned_keys = self._ops.apply_rotary_pos_emb(
+            _by_halves(self.features(queries, offset, size), interleaved).view(-1, queries.shape[1] * size),
+            _by_halves(self.features(keys, 0, size), interleaved).view(-1, keys.shape[1] * size),
+            cos,
+            sin,
+            count,
         )
-        results = []
-        for x, heads, start, turned in zip((query, key), whole, starts, rows_turned, strict=True):
-            middle = _from_halves(turned.view(tokens, -1, size), interleaved)
-            results.append(_replaced(heads, start, middle).view(x.shape))
-        return results[0], results[1]
+        turned_queries = _from_halves(turned_queries.view(-1, queries.shape[1], size), interleaved)
+        turned_keys = _from_halves(turned_keys.view(-1, keys.shape[1], size), interleaved)
+        return (
+            self._replaced(queries, offset, turned_queries).view(-1, query.shape[1]),
+            self._replaced(keys, 0, turned_keys).view(-1, key.shape[1]),
+        )
+
+    def features(self, heads: Tensor, start: int, count: int) -> Tensor:
+        """So many features of each head of `[tokens, heads, size]`, from `start` on."""
+        return heads if count == heads.shape[2] else mint.narrow(heads, 2, start, count)
+
+    def _replaced(self, heads: Tensor, start: int, middle: Tensor) -> Tensor:
+        """`heads` `[tokens, heads, size]` with `middle` in place of as many features from `start` on."""
+        size = heads.shape[2]
+        stop = start + middle.shape[2]
+        if start == 0 and stop == size:
+            return middle
+        if start == 0:
+            return mint.cat((middle, self.features(heads, stop, size - stop)), -1)
+        before = self.features(heads, 0, start)
+        if stop == size:
+            return mint.cat((before, middle), -1)
+        return mint.cat((before, middle, self.features(heads, stop, size - stop)), -1)
 
     def _angles(self, positions: Tensor, cos_sin: Tensor, dtype: ms.Type) -> tuple[Tensor, Tensor, Tensor]:
         """Cosines and sines `[tokens, size]`, and how many tokens there are: as if of one sequence, row by row.
@@ -241,34 +275,25 @@ class Dense:
         if key not in self._turns or self._turns[key][0] is not positions:
             table = self.constant(cos_sin, ms.float32)
             rows = self._ops.gather(table, positions.astype(ms.int32)).astype(dtype)
-            cos, sin = (mint.cat([half, half], -1) for half in mint.split(rows, cos_sin.shape[1] // 2, 1))
+            cos, sin = (mint.cat((half, half), -1) for half in mint.split(rows, cos_sin.shape[1] // 2, 1))
             count = self._ops.to_device(Tensor([positions.shape[0]], ms.int32))
             self._turns[key] = positions, cos_sin, (cos, sin, count)
         return self._turns[key][2]
 
 
 def _by_halves(heads: Tensor, interleaved: bool) -> Tensor:
-    """Heads `[..., size]` with the first of every pair before all the second."""
+    """Heads `[tokens, heads, size]` with the first of every pair before all the second."""
     if not interleaved:
         return heads.contiguous()
-    *rest, size = heads.shape
-    return mint.transpose(heads.contiguous().view(*rest, size // 2, 2), -1, -2).contiguous()
+    count, size = heads.shape[1], heads.shape[2]
+    pairs = heads.contiguous().view(-1, count, size // 2, 2)
+    return mint.transpose(pairs, -1, -2).contiguous().view(-1, count, size)
 
 
 def _from_halves(heads: Tensor, interleaved: bool) -> Tensor:
-    """The opposite of `_by_halves`, of `[..., size]`."""
+    """The opposite of `_by_halves`."""
     if not interleaved:
         return heads
-    *rest, size = heads.shape
-    return mint.transpose(heads.view(*rest, 2, size // 2), -1, -2).contiguous().view(*rest, size)
-
-
-def _replaced(heads: Tensor, start: int, middle: Tensor) -> Tensor:
-    """`heads` `[tokens, heads, size]` with `middle` in place of as many features from `start` on."""
-    stop = start + middle.shape[2]
-    parts = [middle]
-    if start:
-        parts.insert(0, mint.narrow(heads, 2, 0, start))
-    if stop < heads.shape[2]:
-        parts.append(mint.narrow(heads, 2, stop, heads.shape[2] - stop))
-    return parts[0] if len(parts) == 1 else mint.cat(parts, -1)
+    count, size = heads.shape[1], heads.shape[2]
+    halves = heads.view(-1, count, 2, size // 2)
+    return mint.transpose(halves, -1, -2).contiguous().view(-1, count, size)

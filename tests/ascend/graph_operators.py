@@ -1,0 +1,107 @@
+"""The fused operators' meaning in stock MindSpore operators that a CPU has within a graph, in float32."""
+
+from typing import Any
+
+import mindspore as ms
+from mindspore import Tensor, ops
+
+from tests.ascend.contract import copied as to_device
+from tests.ascend.contract import copied as to_host
+from tests.ascend.contract import write_rows
+
+
+def memory() -> tuple[int, int]:
+    return 2 << 30, 1 << 30
+
+
+def argmax(x: Tensor) -> Tensor:
+    return ops.argmax(x, -1).astype(ms.int64)
+
+
+def matmul(x: Tensor, weight: Tensor) -> Tensor:
+    return ops.MatMul(transpose_b=True)(x, weight)
+
+
+def gather(table: Tensor, rows: Tensor) -> Tensor:
+    return ops.Gather()(table, rows, 0)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    half = x.shape[1] // 2
+    gate, up = x[:, :half], x[:, half:]
+    return gate * ops.sigmoid(gate) * up
+
+
+def rms_norm(x: Tensor, gamma: Tensor, eps: float) -> Tensor:
+    return x * ops.rsqrt(ops.ReduceMean(True)(x * x, (-1,)) + eps) * gamma
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, gamma: Tensor, eps: float) -> Any:
+    total = x + residual
+    return rms_norm(total, gamma, eps), total
+
+
+def apply_rotary_pos_emb(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor) -> Any:
+    return _turned(query, cos, sin), _turned(key, cos, sin)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    size, features = cos.shape[1], x.shape[1]
+    heads = x.reshape(-1, features // size, size)
+    first, second = heads[:, :, : size // 2], heads[:, :, size // 2 :]
+    halves = ops.concat((-second, first), 2)
+    return (heads * ops.expand_dims(cos, 1) + halves * ops.expand_dims(sin, 1)).reshape(-1, features)
+
+
+def reshape_and_cache(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+    block, heads, size = key_cache.shape[1], key_cache.shape[2], key_cache.shape[3]
+    offsets = slots % block
+    places = ops.stack((((slots - offsets).astype(ms.float32) / block).astype(ms.int32), offsets), 1)
+    ops.ScatterNdUpdate()(key_cache, places, key.reshape(-1, heads, size))
+    ops.ScatterNdUpdate()(value_cache, places, value.reshape(-1, heads, size))
+
+
+def paged_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    mask: Any,
+    query_lens: Any,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    mla_v_dim: int,
+) -> Tensor:
+    block, size = keys.shape[1], keys.shape[3]
+    group, width = heads // kv_heads, tables.shape[1] * block
+    of_rows = _sequences(query, tables if query_lens is None else query_lens, query_lens is None)
+    blocks = gather(tables, of_rows).reshape(-1)
+    k = gather(keys, blocks).reshape(-1, width, kv_heads, size)
+    v = gather(values, blocks).reshape(-1, width, kv_heads, size)
+    q = query.reshape(-1, kv_heads, group, size)
+    scores = ops.matmul(q, k.transpose(0, 2, 3, 1)) * scale  # [rows, kv_heads, group, width]
+    columns = ops.cumsum(ops.ones_like(k[0, :, 0, 0]), 0).reshape(1, -1)  # from 1
+    known = (columns <= gather(lengths.astype(ms.float32).reshape(-1, 1), of_rows)).reshape(-1, 1, 1, width)
+    scores = ops.select(ops.broadcast_to(known, scores.shape), scores, ops.full_like(scores, -1e30))
+    if mask is not None:
+        longest = mask.shape[1]
+        scores = scores[..., :longest] + mask.reshape(-1, 1, 1, longest)
+        v = v[:, :longest]
+    shares = ops.exp(scores - ops.ReduceMax(True)(scores, (-1,)))
+    shares = shares / (ops.ReduceMean(True)(shares, (-1,)) * shares.shape[3])
+    return ops.matmul(shares, v.transpose(0, 2, 1, 3)).reshape(-1, heads * size)
+
+
+def _sequences(query: Tensor, lengths: Tensor, decoding: bool) -> Tensor:
+    """Which sequence each row of `query` is of, int32."""
+    rows = ops.cumsum(ops.ones_like(query[:, 0]), 0) - 1
+    if decoding:
+        return rows.astype(ms.int32)
+    ends = ops.cumsum(lengths.astype(ms.float32), 0)
+    passed = (rows.reshape(-1, 1) >= ends.reshape(1, -1)).astype(ms.float32)
+    return (ops.ReduceMean()(passed, (-1,)) * lengths.shape[0] + 0.5).astype(ms.int32)
+
+
+__all__ = ["to_device", "to_host", "write_rows"]
