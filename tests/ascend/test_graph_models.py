@@ -52,7 +52,8 @@ def test_tokens_are_those_of_the_cpu(family: str, monkeypatch: pytest.MonkeyPatc
         got = token_ids(greedy(llm, prompts, TOKENS))
         (graphs,) = llm.apply_model(lambda model: model.run)
     assert got == want
-    assert isinstance(graphs, GraphedCell) and set(graphs.graphs) == {False, True}
+    assert isinstance(graphs, GraphedCell)
+    assert set(graphs.graphs) == ({False} if family == "mistral" else {False, True})  # a window needs its mask always
 
 
 class WithoutMemory:
