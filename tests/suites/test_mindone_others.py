@@ -8,20 +8,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
 
-from tests.checkpoints import _DEFAULTS, _root, random_prompts, randomized
-from tests.engines import distributions, engine, greedy, token_ids
-from tests.reference import torch_reference
-from tests.reference.torch_reference import LEAST_MARGIN, LOGPROB_TOLERANCE
+from tests.checkpoints import _DEFAULTS, _root, randomized
+from tests.suites.answers import check
 from vllm_ms_models import suites
 
 SOURCE = {"model_source": "mindone"}
-TOKENS = 32
-LENGTHS = (1, 33, 100)
 
 # Config, options, seed of the weights.
 CASES: dict[str, tuple[Any, dict[str, Any], int]] = {
@@ -57,17 +52,7 @@ def test_all_are_here() -> None:
 
 @pytest.mark.parametrize("architecture", CASES)
 def test_as_transformers(architecture: str) -> None:
-    folder, prompts = folder_of(architecture), random_prompts(LENGTHS)
-    model = torch_reference.load(folder)
-    answers = [torch_reference.greedy(model, prompt, TOKENS) for prompt in prompts]
-    assert min(answer.margin for answer in answers) > LEAST_MARGIN, "another seed"
-    with engine(folder, additional_config=SOURCE, max_num_batched_tokens=48) as llm:
-        outputs = greedy(llm, prompts, TOKENS, logprobs=-1)
-    assert token_ids(outputs) == [answer.tokens for answer in answers]
-    for output, answer in zip(outputs, answers, strict=True):
-        exact = answer.token_logits.log_softmax(-1).numpy()
-        ours = distributions(output.outputs[0].logprobs, exact.shape[1])
-        np.testing.assert_allclose(ours, exact, rtol=0, atol=LOGPROB_TOLERANCE)
+    check(folder_of(architecture), SOURCE, (1, 33, 100), 32)
 
 
 def test_not_among_our_own() -> None:

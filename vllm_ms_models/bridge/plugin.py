@@ -30,7 +30,7 @@ def register() -> None:
     from vllm_ms_models.bridge.model import shell
     from vllm_ms_models.bridge.multimodal import multimodal_shell
 
-    ours = registry.architectures()
+    ours = sorted({*registry.architectures(), *suites.ADDED})
     for architecture in ours:
         if architecture in registry.ENCODERS:
             model: type = encoder_shell(architecture)
@@ -41,10 +41,8 @@ def register() -> None:
         ModelRegistry.register_model(architecture, model)
     for architecture in registry.DRAFTS:
         ModelRegistry.register_model(architecture, draft_shell(architecture))
-    for architecture in suites.ADDED:
-        ModelRegistry.register_model(architecture, shell(architecture))
     compat.complete_xlm_roberta_config()
-    compat.hide_torch_models([*ours, *registry.DRAFTS, *suites.ADDED])
+    compat.hide_torch_models([*ours, *registry.DRAFTS])
     register_model_loader("mindspore")(SafetensorsLoader)
     register_model_loader("mindspore_dummy")(DummyLoader)
     quantization.register()

@@ -13,7 +13,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, mint
 
-from vllm_ms_models.kernels.ascend import dense
+from vllm_ms_models.kernels.ascend import dense, dtypes
 from vllm_ms_models.kernels.ascend.caches import HEAD_MULTIPLE, Writer, half_blocks, head_size_of, is_fused
 from vllm_ms_models.kernels.ascend.plain_attention import PlainAttention
 from vllm_ms_models.kernels.ascend.prepared import Prepared, triangle
@@ -51,7 +51,7 @@ class Attention:
         sinks: Tensor | None,
     ) -> Tensor:
         """`Kernels.paged_attention`."""
-        dense.check(query)
+        dtypes.check(query)
         heads = query.shape[1] // head_size_of(cache)
         if sinks is not None and sinks.shape != (heads,):
             raise ValueError(f"{heads} heads have sinks {sinks.shape}")

@@ -20,7 +20,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint
 
-from vllm_ms_models.kernels.ascend import dense
+from vllm_ms_models.kernels.ascend import dtypes
 from vllm_ms_models.kernels.interface import SCALE_BYTES
 
 HEAD_MULTIPLE = 16  # of the features of a head that the fused operators take
@@ -66,7 +66,7 @@ class Writer:
         self._rows: tuple[Tensor, int, Tensor | None, Tensor | None] | None = None
 
     def write(self, key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:
-        dense.check(key)
+        dtypes.check(key)
         if cache.dtype not in (key.dtype, ms.int8):
             raise ValueError(f"the keys are {key.dtype}, the cache is {cache.dtype}")
         if slots.shape[0] != key.shape[0]:

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor, mint
 
 from vllm_ms_models.kernels.ascend import dtypes, integers
-from vllm_ms_models.kernels.ascend.dtypes import check as check  # also what other modules call
+from vllm_ms_models.kernels.ascend.dtypes import check
 from vllm_ms_models.kernels.ascend.integers import FloatInputWeight
 from vllm_ms_models.kernels.ascend.low_rank import LowRankProducts
 from vllm_ms_models.kernels.ascend.weights import Int8Weight

@@ -118,7 +118,7 @@ class Experts:
             of_gate_up, of_down = (self._bias(bias, expert) for bias in biases)
             gated = kernels.linear_gated(taken, gate_up[expert], activation, of_gate_up)
             product = kernels.linear(gated, down[expert], of_down, ms.float32)
-            total[rows] += self._ops.to_host(product).asnumpy() * factors[rows, choices, None]
+            np.add.at(total, rows, self._ops.to_host(product).asnumpy() * factors[rows, choices, None])
         return self._ops.to_device(Tensor.from_numpy(total)).astype(x.dtype)
 
     def _bias(self, bias: Tensor | None, expert: int) -> Tensor | None:

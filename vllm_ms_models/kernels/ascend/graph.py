@@ -31,14 +31,10 @@ class GraphDense(Dense):
     def linear(
         self, x: Tensor, weight: Weight, bias: Tensor | None, dtype: ms.Type, addend: Addend | None = None
     ) -> Tensor:
-        product = self._ops.matmul(x, weight.data) if weight.integers is None else self._of_integers(x, weight)
+        """Of floats; other weights are not compiled (bridge/compiling.py)."""
+        product = self._ops.matmul(x, weight.data)
         product = product if bias is None else product + self.constant(bias, x.dtype)
         return product.astype(dtype)
-
-    def _of_integers(self, x: Tensor, weight: Any) -> Tensor:
-        """Of inputs that are rounded by token; others are not compiled (bridge/graph.py)."""
-        rounded, token_scales = self._ops.quantize_by_token(x)
-        return self._ops.quant_matmul(rounded, weight.data, weight.scales, weight.addends, token_scales, x.dtype)
 
     def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
         parts: tuple[Tensor, ...] = ()
@@ -68,9 +64,6 @@ class GraphDense(Dense):
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return self._ops.add_rms_norm(x, residual, self.constant(weight, x.dtype), eps)
-
-    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        return self._ops.layer_norm(x, self.constant(weight, x.dtype), self.constant(bias, x.dtype), eps)
 
     def activate(self, x: Tensor, activation: str) -> Tensor:
         if activation == "silu":

@@ -11,7 +11,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, mint
 
-from vllm_ms_models.kernels.ascend import dense
+from vllm_ms_models.kernels.ascend import dense, dtypes
 from vllm_ms_models.kernels.ascend.attention import Attention, with_rows
 from vllm_ms_models.kernels.ascend.caches import HEAD_MULTIPLE
 from vllm_ms_models.kernels.ascend.prepared import Prepared
@@ -34,14 +34,14 @@ class LatentAttention:
         return num_blocks, block_size, width
 
     def write(self, latent: Tensor, key: Tensor, cache: Tensor, slots: Tensor) -> None:
-        dense.check(latent)
+        dtypes.check(latent)
         if latent.shape[0] > 0:
             rows = mint.cat([latent, key], -1)
             self._ops.reshape_and_cache(rows, None, _one_head(cache), None, slots.astype(ms.int32))
 
     def attend(self, query: Tensor, cache: Tensor, sequences: PagedSequences, scale: float, value_size: int) -> Tensor:
         """`Kernels.mla_attention`."""
-        dense.check(query)
+        dtypes.check(query)
         heads = query.shape[1] // cache.shape[2]
         step = self._attention.prepare(sequences)
         if step.rows == 0:
@@ -60,7 +60,7 @@ class LatentAttention:
         scale: float,
     ) -> Tensor:
         """`Kernels.mla_prefill`: expanded if no sequence has context, or else with the keys absorbed into the query."""
-        dense.check(query)
+        dtypes.check(query)
         step = self._attention.prepare(sequences)
         size = -(-max(query.shape[1] // len(keys), values[0].out_features) // HEAD_MULTIPLE) * HEAD_MULTIPLE
         if step.rows and self._attention.takes_flash(step, len(keys), size):

@@ -18,35 +18,29 @@ Of two flags, `is_prefill` says that no sequence has context: then attention is 
 computed. Otherwise it is PagedAttention, whatever mix of chunks and single tokens there is.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import mindspore as ms
 from mindspore import Tensor, mint, mutable, nn
 
 from vllm_ms_models import kernels
-from vllm_ms_models.checkpoint.slots import Slot
 from vllm_ms_models.kernels.ascend.caches import doubled_slots, half_blocks
 from vllm_ms_models.kernels.ascend.prepared import Prepared, triangle
 from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch, CacheView
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.layer import Layer
-from vllm_ms_models.layers.prediction import prediction_tensors
-from vllm_ms_models.suites.mindformers import weights
 from vllm_ms_models.suites.mindformers.parts import CoreLatentAttention
+from vllm_ms_models.suites.mindformers.served import ServedNetwork
 
 
-class AscendCausalLM(nn.Cell):
+class AscendCausalLM(ServedNetwork):
     """A network of mindformers, as `bridge/model.py` wants it."""
 
     def __init__(self, network: Any, hf_config: Any, context: ModelContext) -> None:
-        super().__init__(auto_prefix=False)
-        self.network = network
-        self.ignored = prediction_tensors(hf_config)
+        super().__init__(network, hf_config)
         self.dtype = context.dtype
         self.latent = network.transformer_config.multi_latent_attention
-        network.model.return_hidden_states = True  # vLLM chooses the tokens whose logits it wants
         network.set_dynamic_inputs()
         # Never called: vLLM finds here how much cache each layer needs, and binds it.
         self.attention = nn.CellList([_cache_owner(i, layer) for i, layer in enumerate(network.model.decoder.layers)])
@@ -72,22 +66,6 @@ class AscendCausalLM(nn.Cell):
             return {"key_cache": mutable([cache.expand_dims(2) for cache in caches]), "value_cache": None}
         keys, values = zip(*map(half_blocks, caches), strict=True)
         return {"key_cache": mutable(list(keys)), "value_cache": mutable(list(values))}
-
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """Input embeddings `[tokens, hidden]`."""
-        return self.network.model.embedding(input_ids)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Float32 logits `[rows, vocab]` of hidden states `[rows, hidden]`."""
-        return self.network.model.output_layer(hidden).astype(ms.float32)
-
-    def slots(self) -> Iterator[Slot]:
-        """Of all parameters."""
-        return weights.slots(self.network)
-
-    def finish_loading(self) -> None:
-        """What mindformers does once its weights are loaded."""
-        self.network.process_weights_after_loading(self.network.model)
 
 
 def _cache_owner(number: int, layer: Any) -> Layer:

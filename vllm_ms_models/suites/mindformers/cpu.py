@@ -6,33 +6,27 @@ order of it all. Ours use the paged cache that vLLM allocates, hence prompts and
 prompts and cached prefixes work as in our own models.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
-import mindspore as ms
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
-from vllm_ms_models.checkpoint.slots import Slot
 from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.context import ModelContext
 from vllm_ms_models.layers.layer import Layer
-from vllm_ms_models.layers.prediction import prediction_tensors
 from vllm_ms_models.layers.rotary import RotaryEmbedding
 from vllm_ms_models.suites.mindformers import weights
 from vllm_ms_models.suites.mindformers.parts import CoreAttention, CoreLatentAttention, Experts, Norm, Passage, Rotary
+from vllm_ms_models.suites.mindformers.served import ServedNetwork
 
 
-class CpuCausalLM(nn.Cell):
+class CpuCausalLM(ServedNetwork):
     """A network of mindformers with our parts, as `bridge/model.py` wants it."""
 
     def __init__(self, network: Any, hf_config: Any, context: ModelContext) -> None:
-        super().__init__(auto_prefix=False)
-        self.network = network
-        self.ignored = prediction_tensors(hf_config)
+        super().__init__(network, hf_config)
         model = network.model
         model.move_lens_to_cpu = False  # there are none
-        model.return_hidden_states = True  # vLLM chooses the tokens whose logits it wants
         model.is_prefill = False  # angles by position
         model.pre_process = False  # it is given embeddings
         replace_norms(network)
@@ -54,22 +48,6 @@ class CpuCausalLM(nn.Cell):
         return self.network.model(
             None, hidden_states=embeds, positions=batch.positions, slot_mapping=batch, block_tables=batch
         )
-
-    def embed(self, input_ids: Tensor | None) -> Tensor:
-        """Input embeddings `[tokens, hidden]`."""
-        return self.network.model.embedding(input_ids)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Float32 logits `[rows, vocab]` of hidden states `[rows, hidden]`."""
-        return self.network.model.output_layer(hidden).astype(ms.float32)
-
-    def slots(self) -> Iterator[Slot]:
-        """Of mindformers' own parameters; our parts have theirs."""
-        return weights.slots(self.network)
-
-    def finish_loading(self) -> None:
-        """Let latent attention split the matrix that it absorbs."""
-        self.network.process_weights_after_loading(self.network.model)
 
 
 def _core_attention(name: str, block: Any, rotary: RotaryEmbedding) -> Layer:
