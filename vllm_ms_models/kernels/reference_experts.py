@@ -13,13 +13,19 @@ from vllm_ms_models.kernels.interface import Kernels, Weight
 from vllm_ms_models.kernels.routing import Routing
 
 
-def choose(logits: Tensor, routing: Routing, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def check_choice(logits: Tensor, routing: Routing, bias: Tensor | None) -> None:
+    """ValueError for arguments of `Kernels.choose_experts` that do not fit together."""
     if logits.ndim != 2 or logits.dtype != ms.float32:
         raise ValueError(f"logits are float32 [tokens, experts], not {logits.dtype} {logits.shape}")
-    tokens, experts = logits.shape
+    experts = logits.shape[1]
     if bias is not None and bias.shape != (experts,):
         raise ValueError(f"there are {experts} experts, but the bias has the shape {bias.shape}")
     routing.check(experts)
+
+
+def choose(logits: Tensor, routing: Routing, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    check_choice(logits, routing, bias)
+    tokens = logits.shape[0]
     if tokens == 0:
         return mint.empty((0, routing.top_k), dtype=ms.int32), mint.empty((0, routing.top_k), dtype=ms.float32)
     if routing.scoring == "softmax":  # the Softmax operator makes 0 of NaN

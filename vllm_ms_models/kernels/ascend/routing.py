@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint
 
+from vllm_ms_models.kernels import reference_experts
 from vllm_ms_models.kernels.ascend.dense import Dense
 from vllm_ms_models.kernels.routing import Routing
 
@@ -19,12 +20,8 @@ _GROUPS = 8  # which it takes with so many experts or more
 
 def choose(fused: Any, dense: Dense, logits: Tensor, routing: Routing, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """`Kernels.choose_experts`."""
-    if logits.ndim != 2 or logits.dtype != ms.float32:
-        raise ValueError(f"logits are float32 [tokens, experts], not {logits.dtype} {logits.shape}")
+    reference_experts.check_choice(logits, routing, bias)
     tokens, experts = logits.shape
-    if bias is not None and bias.shape != (experts,):
-        raise ValueError(f"there are {experts} experts, but the bias has the shape {bias.shape}")
-    routing.check(experts)
     if tokens == 0:
         return mint.zeros((0, routing.top_k), dtype=ms.int32), mint.zeros((0, routing.top_k), dtype=ms.float32)
     if _by_sigmoid(routing, experts):
