@@ -3,11 +3,17 @@
 from typing import Any
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, ops
 
-from tests.ascend.contract import copied as to_device
+from tests.ascend.contract import copied, write_rows
 from tests.ascend.contract import copied as to_host
-from tests.ascend.contract import write_rows
+from tests.ascend.standin_experts import integers_of
+
+
+def to_device(x: Tensor) -> Tensor:
+    """Two integers of a byte apart: no operator of a CPU takes them together."""
+    return Tensor(integers_of(x).astype(np.int8)) if x.dtype == ms.qint4x2 else copied(x)
 
 
 def memory() -> tuple[int, int]:
@@ -51,6 +57,67 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = heads[:, :, : size // 2], heads[:, :, size // 2 :]
     halves = ops.concat((-second, first), 2)
     return (heads * ops.expand_dims(cos, 1) + halves * ops.expand_dims(sin, 1)).reshape(-1, features)
+
+
+def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+    off = x - ops.ReduceMean(True)(x, (-1,))
+    return off * ops.rsqrt(ops.ReduceMean(True)(off * off, (-1,)) + eps) * gamma + beta
+
+
+def silu(x: Tensor) -> Tensor:
+    return x * ops.sigmoid(x)
+
+
+def gelu(x: Tensor, approximate: str) -> Tensor:
+    if approximate == "tanh":
+        return 0.5 * x * (1.0 + ops.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+    return 0.5 * x * (1.0 + ops.erf(x * 0.7071067811865476))
+
+
+def relu(x: Tensor) -> Tensor:
+    return ops.relu(x)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    return ops.sigmoid(x)
+
+
+def quantize(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    return _int8(x * scale + offset)
+
+
+def quantize_by_token(x: Tensor) -> tuple[Tensor, Tensor]:
+    largest = ops.ReduceMax(True)(ops.abs(x), (-1,))
+    return _int8(x * (127.0 / largest)), (largest / 127.0).reshape(-1)
+
+
+def _int8(x: Tensor) -> Tensor:
+    """Whole numbers from -128 to 127, in float32, in which sums of their products are exact here."""
+    return ops.clamp(ops.Rint()(x), -128.0, 127.0)
+
+
+def quant_matmul(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, token_scales: Any, dtype: Any) -> Tensor:
+    product = (matmul(x, weight.astype(ms.float32)) + bias.astype(ms.float32)) * scale
+    return product if token_scales is None else product * token_scales.reshape(-1, 1)
+
+
+def weight_quant_matmul(x: Tensor, weight: Tensor, scale: Tensor, offset: Any, group_size: int) -> Tensor:
+    return ops.matmul(x, _widened(weight, scale, offset, group_size))
+
+
+def _widened(weight: Tensor, scale: Tensor, offset: Any, group_size: int) -> Tensor:
+    """`[in, out]` in floats, of a scale for each of the outputs or for each group of inputs."""
+    inputs, outputs = weight.shape
+    size = group_size or inputs
+    values = weight.astype(ms.float32)
+    values = values if offset is None else values + _of_inputs(offset, size, outputs)[:inputs]
+    return values * _of_inputs(scale, size, outputs)[:inputs]
+
+
+def _of_inputs(rows: Tensor, size: int, outputs: int) -> Tensor:
+    """Rows of groups of `size` inputs, one for each input."""
+    groups = rows.reshape(-1, 1, outputs)
+    return ops.broadcast_to(groups, (groups.shape[0], size, outputs)).reshape(-1, outputs)
 
 
 def reshape_and_cache(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
@@ -104,4 +171,4 @@ def _sequences(query: Tensor, lengths: Tensor, decoding: bool) -> Tensor:
     return (ops.ReduceMean()(passed, (-1,)) * lengths.shape[0] + 0.5).astype(ms.int32)
 
 
-__all__ = ["to_device", "to_host", "write_rows"]
+__all__ = ["to_host", "write_rows"]

@@ -9,7 +9,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, mint, nn
 
-from vllm_ms_models.kernels import Kernels
+from vllm_ms_models.kernels import Kernels, Weight
 from vllm_ms_models.kernels.ascend.graph import AscendGraphKernels
 from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch, CacheView
@@ -63,7 +63,7 @@ class GraphedCell:
         nothing = mint.zeros((1, 1), dtype=ms.float32)
         given = tuple((*rest, nothing if mask is None else mask) for *rest, mask in steps)
         if not self.graphs:
-            self._keep_parameters()
+            self._start()
         if decoding not in self.graphs:
             names = tuple(layer.name for layer in self.layers)
             graph: Any = _Graph(self.cell, names, tuple(of_layers), decoding)
@@ -73,14 +73,21 @@ class GraphedCell:
             self.graphs[decoding] = graph
         return self.graphs[decoding](ids, batch.positions, ms.mutable(given))
 
-    def _keep_parameters(self) -> None:
+    def _start(self) -> None:
         """What was loaded into layers, as parameters: other tensors that they have would be constants of the graphs."""
+        made: dict[int, tuple[Weight, Weight]] = {}  # a tied one is the same in both places
         for _, part in self.cell.cells_and_names():
             for owner in (part, getattr(part, "scheme", None)):
                 for name, value in list(vars(owner).items()) if owner is not None else ():
-                    if isinstance(value, Tensor) and not isinstance(value, ms.Parameter):
+                    if isinstance(value, Weight):
+                        if id(value) not in made:
+                            dtype = getattr(owner, "dtype", value.dtype)
+                            made[id(value)] = value, self.kernels.graph_weight(value, dtype)
+                        setattr(owner, name, made[id(value)][1])
+                    elif isinstance(value, Tensor) and not isinstance(value, ms.Parameter):
                         delattr(owner, name)
                         setattr(owner, name, self.kernels.parameter(self.kernels.place(value), name))
+        self.kernels.start_graphs()
 
     @staticmethod
     def _keys(layer: Attention) -> Tensor:

@@ -123,18 +123,26 @@ class KernelScheme(LinearScheme):
     def __init__(self, parts: Sequence[Part], bias: bool, dtype: ms.Type) -> None:
         super().__init__(parts, bias, dtype)
         self.kernels = kernels.get()
+        self.keeps_dtype = True
 
     def kernel_weight(self) -> Weight:
         return self.weight
 
+    def inputs(self, x: Tensor) -> Tensor:
+        """What the weight multiplies: `x`, or what a subclass makes of it, of another dtype unless `keeps_dtype`."""
+        return x
+
     def multiply(self, x: Tensor, dtype: ms.Type | None = None, addend: Addend | None = None) -> Tensor:
-        return self.kernels.linear(x, self.weight, self.bias, dtype, addend)
+        dtype = x.dtype if dtype is None and not self.keeps_dtype else dtype
+        return self.kernels.linear(self.inputs(x), self.weight, self.bias, dtype, addend)
 
     def multiply_split(self, x: Tensor, addend: Addend | None = None) -> tuple[Tensor, ...]:
-        return self.kernels.linear_split(x, self.weight, self.bias, addend)
+        parts = self.kernels.linear_split(self.inputs(x), self.weight, self.bias, addend)
+        return parts if self.keeps_dtype else tuple(part.astype(x.dtype) for part in parts)
 
     def multiply_gated(self, x: Tensor, activation: str, addend: Addend | None = None) -> Tensor:
-        return self.kernels.linear_gated(x, self.weight, activation, self.bias, addend)
+        product = self.kernels.linear_gated(self.inputs(x), self.weight, activation, self.bias, addend)
+        return product if self.keeps_dtype else product.astype(x.dtype)
 
 
 class Float(KernelScheme):

@@ -10,7 +10,6 @@ from mindspore import Tensor
 
 from vllm_ms_models.checkpoint.errors import CheckpointError
 from vllm_ms_models.checkpoint.slots import FLOATS, Slot, pieces
-from vllm_ms_models.kernels.low_rank import Addend
 from vllm_ms_models.kernels.weight import Integers, Weight
 from vllm_ms_models.quantization import examples
 from vllm_ms_models.quantization.base import KernelScheme, Part
@@ -287,6 +286,7 @@ class Int8ProductScheme(IntegerScheme):
         scales = [factors.input_scale for factors in self.factors]
         if any(scale.min() != scale.max() for scale in scales if scale is not None):
             self.reciprocals = Tensor(1 / self._common(scales))
+            self.keeps_dtype = False
         for index, factors in enumerate(self.factors):
             assert factors.input_scale is not None
             scale = 1.0 if self.reciprocals is not None else float(factors.input_scale[0])
@@ -312,20 +312,11 @@ class Int8ProductScheme(IntegerScheme):
             )
         return super().kernel_weight()
 
-    def multiply(self, x: Tensor, dtype: ms.Type | None = None, addend: Addend | None = None) -> Tensor:
+    def inputs(self, x: Tensor) -> Tensor:
         if self.reciprocals is None:
-            return super().multiply(x, dtype, addend)
-        return super().multiply(x * self.reciprocals, x.dtype if dtype is None else dtype, addend)
-
-    def multiply_split(self, x: Tensor, addend: Addend | None = None) -> tuple[Tensor, ...]:
-        if self.reciprocals is None:
-            return super().multiply_split(x, addend)
-        return tuple(part.astype(x.dtype) for part in super().multiply_split(x * self.reciprocals, addend))
-
-    def multiply_gated(self, x: Tensor, activation: str, addend: Addend | None = None) -> Tensor:
-        if self.reciprocals is None:
-            return super().multiply_gated(x, activation, addend)
-        return super().multiply_gated(x * self.reciprocals, activation, addend).astype(x.dtype)
+            return x
+        product = x * self.reciprocals  # in float32, which products of Ascend do not take
+        return product.astype(x.dtype) if self.kernels.own_memory else product
 
 
 def unread(

@@ -8,7 +8,6 @@ from mindspore import Tensor, ops
 
 from vllm_ms_models.checkpoint.errors import CheckpointError
 from vllm_ms_models.checkpoint.slots import Slot, pieces
-from vllm_ms_models.kernels.low_rank import Addend
 from vllm_ms_models.kernels.weight import Integers, Weight
 from vllm_ms_models.quantization import examples
 from vllm_ms_models.quantization.base import Part
@@ -83,11 +82,11 @@ class PackedScheme(IntegerScheme):
             self.order = Tensor(order.astype(np.int32))
         super().finish()
 
-    def arranged(self, x: Tensor) -> Tensor:
+    def inputs(self, x: Tensor) -> Tensor:
         """The columns of `x` in the order of the weight's."""
         if self.order is None:
             return x
-        if x.dtype == ms.bfloat16:  # not registered on CPU
+        if x.dtype == ms.bfloat16 and not self.kernels.own_memory:  # not registered on CPU
             return ops.gather(x.view(ms.int16), self.order, 1).view(ms.bfloat16)
         return ops.gather(x, self.order, 1)
 
@@ -98,15 +97,6 @@ class PackedScheme(IntegerScheme):
                 "quantize the model without it (desc_act false, actorder null)."
             )
         return super().kernel_weight()
-
-    def multiply(self, x: Tensor, dtype: ms.Type | None = None, addend: Addend | None = None) -> Tensor:
-        return super().multiply(self.arranged(x), dtype, addend)
-
-    def multiply_split(self, x: Tensor, addend: Addend | None = None) -> tuple[Tensor, ...]:
-        return super().multiply_split(self.arranged(x), addend)
-
-    def multiply_gated(self, x: Tensor, activation: str, addend: Addend | None = None) -> Tensor:
-        return super().multiply_gated(self.arranged(x), activation, addend)
 
     def scale_slot(self, name: str, part: Part, factors: Factors, transposed: bool) -> Slot:
         """Scales `[out, groups]`, or `[groups, out]` if transposed."""

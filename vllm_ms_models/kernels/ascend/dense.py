@@ -1,18 +1,16 @@
 """Products, embeddings, norms, activations and rotary embedding of the Ascend back end. **Not run on hardware.**"""
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor, mint
 
 from vllm_ms_models.kernels.ascend import dtypes, integers
 from vllm_ms_models.kernels.ascend.dtypes import check
 from vllm_ms_models.kernels.ascend.integers import FloatInputWeight
 from vllm_ms_models.kernels.ascend.low_rank import LowRankProducts
-from vllm_ms_models.kernels.ascend.weights import Int8Weight
+from vllm_ms_models.kernels.ascend.weights import Int8Weight, static_parts
 from vllm_ms_models.kernels.low_rank import Addend
 from vllm_ms_models.kernels.weight import Weight
 
@@ -27,7 +25,7 @@ class Dense:
         # By the identity of what is kept beside it, so that nothing else can get that.
         self._placed: dict[tuple[int, ms.Type], tuple[Tensor, Tensor]] = {}
         self._turns: dict[tuple[int, ms.Type], tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]] = {}
-        self._static: dict[tuple[int, int, ms.Type], tuple[Int8Weight, tuple[Tensor, ...]]] = {}
+        self._static: dict[tuple[int, ms.Type], tuple[Int8Weight, list[tuple[Tensor, ...]]]] = {}
 
     def constant(self, x: Tensor, dtype: ms.Type) -> Tensor:
         """A layer's parameter, loaded into the host's memory, on the device in `dtype`: copied at first use."""
@@ -67,37 +65,18 @@ class Dense:
             rounded, token_scales = self._ops.quantize_by_token(x)
             return self._ops.quant_matmul(rounded, weight.data, weight.scales, weight.addends, token_scales, x.dtype)
         check(x)
-        products = []
-        first = 0
-        # Parts that share an input are multiplied together.
-        for (scale, offset), parts in groupby(zip(weight.inputs, weight.sizes, strict=True), lambda part: part[0]):
-            rows = sum(size for _, size in parts)
-            products.append(self._static_product(x, weight, scale, offset, first, rows))
-            first += rows
-        return products[0] if len(products) == 1 else mint.cat(products, -1)
-
-    def _static_product(
-        self, x: Tensor, weight: Int8Weight, scale: float, offset: int, first: int, rows: int
-    ) -> Tensor:
-        """Of `rows` rows from `first` on, whose input is rounded by `scale` and `offset`."""
-        key = id(weight), first, x.dtype
+        key = id(weight), x.dtype
         if key not in self._static:
-            self._static[key] = weight, self._static_operands(weight, scale, offset, first, rows, x.dtype)
-        scales, offsets, data, undo, addends = self._static[key][1]
-        rounded = self._ops.quantize(x, scales, offsets)
-        return self._ops.quant_matmul(rounded, data, undo, addends, None, x.dtype)
+            self._static[key] = weight, static_parts(self._ops, weight, x.dtype)
+        return self.static_product(x, self._static[key][1])
 
-    def _static_operands(
-        self, weight: Int8Weight, scale: float, offset: int, first: int, rows: int, dtype: ms.Type
-    ) -> tuple[Tensor, ...]:
-        """Made at first use, when all is loaded: what the input is rounded by, the rows, and what undoes roundings."""
-        ones = mint.ones((weight.in_features,), dtype=ms.float32)
-        inputs = (ones * (1.0 / scale)).astype(dtype), (ones * float(offset)).astype(dtype)
-        data, undo, addends = (mint.narrow(t, 0, first, rows) for t in (weight.data, weight.scales, weight.addends))
-        if dtype == ms.float16:  # then the operator wants the bits of its float32 scales
-            bits = self._ops.to_host(undo.contiguous()).asnumpy().view(np.uint32).astype(np.int64)
-            undo = self._ops.to_device(Tensor.from_numpy(bits))
-        return *inputs, data, undo, addends
+    def static_product(self, x: Tensor, parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
+        """Of weights as `static_parts` has them."""
+        products: tuple[Tensor, ...] = ()
+        for scales, offsets, data, undo, addends in parts:
+            rounded = self._ops.quantize(x, scales, offsets)
+            products = (*products, self._ops.quant_matmul(rounded, data, undo, addends, None, x.dtype))
+        return products[0] if len(products) == 1 else mint.cat(products, -1)
 
     def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
         """The columns of `x` as contiguous tensors `[tokens, size]`."""
@@ -158,11 +137,15 @@ class Dense:
             raise ValueError(f"expected [..., {size}] or a multiple, got {x.shape}")
         if 0 in x.shape:
             return x.copy()
+        return self.normed(x.reshape(-1, size), weight, eps).reshape(x.shape)
+
+    def normed(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """`rms_norm` of at least one row, each as long as the weight."""
         if eps > 1:  # more than RmsNorm is documented for: what layers/scale.py multiplies by
-            wide = x.reshape(-1, size).astype(ms.float32)
+            wide = rows.astype(ms.float32)
             means = mint.mean(wide * wide, -1, True) + eps
-            return (wide * mint.rsqrt(means) * self.constant(weight, ms.float32)).astype(x.dtype).reshape(x.shape)
-        return self._ops.rms_norm(x.reshape(-1, size), self.constant(weight, x.dtype), float(eps)).reshape(x.shape)
+            return (wide * mint.rsqrt(means) * self.constant(weight, ms.float32)).astype(rows.dtype)
+        return self._ops.rms_norm(rows, self.constant(weight, rows.dtype), float(eps))
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         check(x)

@@ -106,20 +106,25 @@ def product(fused: Any, x: Tensor, weight: FloatInputWeight) -> Tensor:
         result: Tensor = fused.matmul(fused.to_device(x.astype(ms.float32)), matrix)
         return result
     if not isinstance(state, Packed) or state.scales.dtype != x.dtype:
-        state = _packed(fused, weight, weight.loaded, x.dtype)
+        state = packed(fused, weight, x.dtype)
         weight.state[0] = state
     result = fused.weight_quant_matmul(x, state.values, state.scales, state.offsets, state.group_size)
     return result
+
+
+def packed(fused: Any, weight: FloatInputWeight, dtype: ms.Type) -> Packed:
+    """The operator's arguments, for activations of `dtype`; ValueError if they were made before."""
+    return _packed(fused, weight, weight.loaded, dtype)
 
 
 def stacked(fused: Any, weights: Sequence[FloatInputWeight], dtype: ms.Type) -> Packed:
     """Those of all experts, with one more axis in front, for GroupedMatmulV4; their own copies go."""
     loaded = [weight.loaded for weight in weights]
     together = Loaded(*(np.stack([getattr(one, name) for one in loaded]) for name in ("values", "scales", "zeros")))
-    packed = _packed(fused, weights[0], together, dtype)
+    result = _packed(fused, weights[0], together, dtype)
     for weight in weights:
         weight.state[0] = None
-    return packed
+    return result
 
 
 def can_be_stacked(weights: Sequence[FloatInputWeight]) -> bool:
@@ -141,15 +146,15 @@ def _packed(fused: Any, weight: FloatInputWeight, loaded: Loaded, dtype: ms.Type
     if weight.integers.bits == 4 and weight.out_features % 2 == 0:
         nibbles = values.view(np.uint8) & 15
         pairs = np.ascontiguousarray(nibbles[..., ::2] | nibbles[..., 1::2] << 4)
-        packed = Tensor(pairs.view(np.int8), ms.qint4x2)
+        integers = Tensor(pairs.view(np.int8), ms.qint4x2)
     else:
-        packed = Tensor.from_numpy(np.ascontiguousarray(values))
+        integers = Tensor.from_numpy(np.ascontiguousarray(values))
     scales, offsets = loaded.scales.swapaxes(-1, -2), -loaded.zeros.swapaxes(-1, -2).astype(np.float32)
     one_group = scales.shape[-2] == 1
     if one_group:
         scales, offsets = scales[..., 0, :], offsets[..., 0, :]
     return Packed(
-        fused.to_device(packed),
+        fused.to_device(integers),
         fused.to_device(dtypes.tensor(scales, dtype)),
         fused.to_device(dtypes.tensor(offsets, dtype)) if offsets.any() else None,
         0 if one_group else weight.integers.group_size,

@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import mindspore as ms
@@ -85,6 +86,27 @@ def set_input(weight: Weight, part: int, scale: float, offset: int) -> None:
     integer_checks.check_input(weight, part, scale, offset)
     assert isinstance(weight, Int8Weight)
     weight.inputs[part] = scale, offset
+
+
+def static_parts(fused: Any, weight: Int8Weight, dtype: ms.Type) -> list[tuple[Tensor, ...]]:
+    """Of a loaded weight for static inputs of `dtype`: what the product of each stretch of rows with one input takes.
+
+    That is what the input is rounded by (scales and offsets), the rows, and what undoes the roundings (scales and
+    addends).
+    """
+    ones = mint.ones((weight.in_features,), dtype=ms.float32)
+    parts, first = [], 0
+    for (scale, offset), group in groupby(zip(weight.inputs, weight.sizes, strict=True), lambda part: part[0]):
+        rows = sum(size for _, size in group)
+        inputs = (ones * (1.0 / scale)).astype(dtype), (ones * float(offset)).astype(dtype)
+        own = weight.data, weight.scales, weight.addends
+        data, undo, addends = (t if rows == t.shape[0] else mint.narrow(t, 0, first, rows).contiguous() for t in own)
+        if dtype == ms.float16:  # then the operator wants the bits of its float32 scales
+            bits = fused.to_host(undo).asnumpy().view(np.uint32).astype(np.int64)
+            undo = fused.to_device(Tensor.from_numpy(bits))
+        parts.append((*inputs, data, undo, addends))
+        first += rows
+    return parts
 
 
 def _write(fused: Any, target: Tensor, weight: Weight, part: int, first_row: int, rows: np.ndarray) -> None:
