@@ -120,12 +120,17 @@ def _of_inputs(rows: Tensor, size: int, outputs: int) -> Tensor:
     return ops.broadcast_to(groups, (groups.shape[0], size, outputs)).reshape(-1, outputs)
 
 
-def reshape_and_cache(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+def batch_matmul(x: Tensor, y: Tensor, transposed: bool) -> Tensor:
+    return ops.BatchMatMul(False, transposed)(x, y)
+
+
+def reshape_and_cache(key: Tensor, value: Any, key_cache: Tensor, value_cache: Any, slots: Tensor) -> None:
     block, heads, size = key_cache.shape[1], key_cache.shape[2], key_cache.shape[3]
     offsets = slots % block
     places = ops.stack((((slots - offsets).astype(ms.float32) / block).astype(ms.int32), offsets), 1)
     ops.ScatterNdUpdate()(key_cache, places, key.reshape(-1, heads, size))
-    ops.ScatterNdUpdate()(value_cache, places, value.reshape(-1, heads, size))
+    if value is not None:
+        ops.ScatterNdUpdate()(value_cache, places, value.reshape(-1, heads, size))
 
 
 def paged_attention(
@@ -147,28 +152,64 @@ def paged_attention(
     blocks = gather(tables, of_rows).reshape(-1)
     k = gather(keys, blocks).reshape(-1, width, kv_heads, size)
     v = gather(values, blocks).reshape(-1, width, kv_heads, size)
+    v = v[..., :mla_v_dim] if mla_v_dim else v
     q = query.reshape(-1, kv_heads, group, size)
     scores = ops.matmul(q, k.transpose(0, 2, 3, 1)) * scale  # [rows, kv_heads, group, width]
-    columns = ops.cumsum(ops.ones_like(k[0, :, 0, 0]), 0).reshape(1, -1)  # from 1
-    known = (columns <= gather(lengths.astype(ms.float32).reshape(-1, 1), of_rows)).reshape(-1, 1, 1, width)
-    scores = ops.select(ops.broadcast_to(known, scores.shape), scores, ops.full_like(scores, -1e30))
+    known = _numbers(k[0, :, 0, 0]).reshape(1, -1) < gather(lengths.astype(ms.float32).reshape(-1, 1), of_rows)
+    scores = _where(known.reshape(-1, 1, 1, width), scores)
     if mask is not None:
         longest = mask.shape[1]
         scores = scores[..., :longest] + mask.reshape(-1, 1, 1, longest)
         v = v[:, :longest]
-    shares = ops.exp(scores - ops.ReduceMax(True)(scores, (-1,)))
-    shares = shares / (ops.ReduceMean(True)(shares, (-1,)) * shares.shape[3])
-    return ops.matmul(shares, v.transpose(0, 2, 1, 3)).reshape(-1, heads * size)
+    sums = ops.matmul(_shares(scores), v.transpose(0, 2, 1, 3))
+    return sums.reshape(-1, heads * (mla_v_dim or size))
+
+
+def flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Any, query_lens: Tensor, key_lens: Tensor, heads: int, scale: float
+) -> Tensor:
+    """A causal one, of sequences whose rows are all they see."""
+    rows = query.shape[0]
+    size = query.shape[1] // heads
+    kv_heads = key.shape[1] // size
+    q = query.reshape(-1, kv_heads, heads // kv_heads, size).transpose(1, 2, 0, 3)
+    k = key.reshape(-1, kv_heads, 1, size).transpose(1, 2, 3, 0)
+    v = value.reshape(-1, kv_heads, 1, size).transpose(1, 2, 0, 3)
+    own = _sequences(query, query_lens, False).reshape(-1, 1)
+    places = _numbers(query[:, 0]).reshape(-1, 1)
+    seen = ops.logical_and(own == own.reshape(1, -1), places >= places.reshape(1, -1))
+    scores = _where(seen.reshape(1, 1, rows, rows), ops.matmul(q, k) * scale)
+    return ops.matmul(_shares(scores), v).transpose(2, 0, 1, 3).reshape(-1, heads * size)
+
+
+def _where(seen: Tensor, scores: Tensor) -> Tensor:
+    return ops.select(ops.broadcast_to(seen, scores.shape), scores, ops.full_like(scores, -1e30))
+
+
+def _shares(scores: Tensor) -> Tensor:
+    """softmax of the last axis."""
+    powers = ops.exp(scores - ops.ReduceMax(True)(scores, (-1,)))
+    return powers / ops.ReduceSum(True)(powers, (-1,))
+
+
+def _numbers(x: Tensor) -> Tensor:
+    """0, 1, 2 ... in float32, as many as `x` has."""
+    return ops.cumsum(ops.ones_like(x).astype(ms.float32), 0) - 1.0
 
 
 def _sequences(query: Tensor, lengths: Tensor, decoding: bool) -> Tensor:
     """Which sequence each row of `query` is of, int32."""
-    rows = ops.cumsum(ops.ones_like(query[:, 0]), 0) - 1
+    rows = _numbers(query[:, 0])
     if decoding:
         return rows.astype(ms.int32)
+    return _stretches(rows, lengths)
+
+
+def _stretches(rows: Tensor, lengths: Tensor) -> Tensor:
+    """Which of the stretches with these lengths each of `rows` lies in, int32."""
     ends = ops.cumsum(lengths.astype(ms.float32), 0)
     passed = (rows.reshape(-1, 1) >= ends.reshape(1, -1)).astype(ms.float32)
-    return (ops.ReduceMean()(passed, (-1,)) * lengths.shape[0] + 0.5).astype(ms.int32)
+    return (ops.ReduceSum()(passed, (-1,)) + 0.5).astype(ms.int32)
 
 
 __all__ = ["to_host", "write_rows"]

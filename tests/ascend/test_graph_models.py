@@ -88,6 +88,6 @@ def test_mindspore_takes_the_whole_graph_of_the_real_operators(dtype: Any, decod
     step = step_of(pairs, np.random.default_rng(0))
     view = CacheView(step.sequences, step.slots)
     batch = Batch(step.positions, {attention.name: view for attention in attentions})
-    graphs = GraphedCell(cell, kernels.get())
+    graphs = GraphedCell(cell, kernels.get(), dtype)
     with pytest.raises((RuntimeError, TypeError), match=NO_KERNEL):
         graphs(Tensor(np.zeros(step.tokens, np.int32)), batch)

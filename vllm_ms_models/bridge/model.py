@@ -188,8 +188,9 @@ class CausalLMShell(Shell):
         if kernels.get().name != "ascend-graph":
             return self.cell
         from vllm_ms_models.bridge.graph import GraphedCell
+        from vllm_ms_models.bridge.tensors import DTYPES
 
-        return GraphedCell(self.cell, kernels.get())
+        return GraphedCell(self.cell, kernels.get(), DTYPES[self.dtype])
 
     def _hidden_states(self, result: Any) -> Any:
         """For vLLM, which pools them, drafts by them, or takes rows for `compute_logits` and nothing else."""

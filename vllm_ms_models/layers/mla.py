@@ -120,8 +120,10 @@ class LatentAttention(Layer):
 
     def construct(self, query: Tensor, latent: Tensor, key: Tensor, batch: Batch) -> Tensor:
         """Of `[tokens, heads * (nope + rope)]` queries, latents and rotated keys: `[tokens, heads * value]`."""
-        view = batch.caches[self.name]
-        self.kernels.write_latent(latent, key, self.cache, view.slots)
+        view = batch["caches"][self.name]
+        self.kernels.write_latent(latent, key, self.cache, view["slots"])
+        if self.kernels.mla_whole:
+            return self._expanded(query, view["sequences"])
         if not self.expands:
             return self._absorbed(query, view.sequences)
         few, many, rows = view.split(EXPAND_FROM)
@@ -176,5 +178,5 @@ class MultiHeadLatentAttention(Layer):
         query = self.q_proj(compressed, batch)
         latent, key = self.kv_a_proj(hidden, batch)
         latent = self.kv_a_layernorm(latent)
-        query, key = self.rotary(query, key, batch.positions)
+        query, key = self.rotary(query, key, batch["positions"])
         return self.o_proj(self.attention(query, latent, key, batch), batch)

@@ -102,12 +102,11 @@ class Attention:
         mla_v_dim: int = 0,
     ) -> Tensor:
         """Over caches `[blocks, block_size, kv_heads, size]`; `halves`: those of `half_blocks`."""
-        span = step.span(query.dtype, window, causal, keys.shape[1], halves)
-        query_lens = None if span.mask is None else step.query_lens
+        pages = step.pages(window, keys.shape[1], halves)
+        mask = step.mask(pages, window, causal, query.dtype)
+        query_lens = None if mask is None else step.query_lens
         options = heads, keys.shape[2], float(scale), mla_v_dim
-        return self._ops.paged_attention(
-            query, keys, values, span.tables, span.lengths, span.mask, query_lens, *options
-        )
+        return self._ops.paged_attention(query, keys, values, pages.tables, pages.lengths, mask, query_lens, *options)
 
     def prepare(self, sequences: PagedSequences) -> Prepared:
         """All layers of a step pass the same object, so what is made of it is made once."""

@@ -68,14 +68,10 @@ class Dense:
         key = id(weight), x.dtype
         if key not in self._static:
             self._static[key] = weight, static_parts(self._ops, weight, x.dtype)
-        return self.static_product(x, self._static[key][1])
-
-    def static_product(self, x: Tensor, parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
-        """Of weights as `static_parts` has them."""
-        products: tuple[Tensor, ...] = ()
-        for scales, offsets, data, undo, addends in parts:
+        products = []
+        for scales, offsets, data, undo, addends in self._static[key][1]:
             rounded = self._ops.quantize(x, scales, offsets)
-            products = (*products, self._ops.quant_matmul(rounded, data, undo, addends, None, x.dtype))
+            products.append(self._ops.quant_matmul(rounded, data, undo, addends, None, x.dtype))
         return products[0] if len(products) == 1 else mint.cat(products, -1)
 
     def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:

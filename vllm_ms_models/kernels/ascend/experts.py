@@ -80,9 +80,9 @@ class Experts:
         _check(x, gate_up, down, ids, shares, addend, biases)
         if x.shape[0] == 0:
             return mint.zeros(x.shape, dtype=x.dtype)
-        stacks = self._layer((gate_up, down), (gate_up_bias is not None, down_bias is not None), x.dtype).stacks
+        stacks = self.stacks((gate_up, down), (gate_up_bias is not None, down_bias is not None), x.dtype)
         if stacks is None:
-            return self._one_by_one(kernels, x, gate_up, down, ids, shares, activation, addend, first_expert, biases)
+            return self.one_by_one(kernels, x, gate_up, down, ids, shares, activation, addend, first_expert, biases)
         rows, places, counts, chosen = self._route(x, ids, first_expert, len(gate_up))
         product = self._product(rows, stacks[0], counts, chosen, gate_up_bias)
         gated = self._dense.gate(product, gate_up[0].sizes, activation)
@@ -92,7 +92,7 @@ class Experts:
         result = self._ops.unpermute(product, places, shares)
         return result if addend is None else result + addend
 
-    def _one_by_one(
+    def one_by_one(
         self,
         kernels: Kernels,
         x: Tensor,
@@ -132,10 +132,7 @@ class Experts:
 
     def _route(self, x: Tensor, ids: Tensor, first_expert: int, experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Rows by expert, their places and int64 counts (see `operators.route`), and each row's choice, unsorted."""
-        local = ids.astype(ms.int32) - first_expert
-        inside = mint.clamp(local, 0, experts - 1)
-        known = mint.eq(local, inside).astype(ms.int32)
-        local = inside * known + (1 - known) * experts  # a number behind the last is another rank's
+        local = own_choices(ids.astype(ms.int32), first_expert, experts)
         rows, places, counts = self._ops.route(x, local, experts + 1)
         return rows, places, mint.narrow(counts, 0, 0, experts).astype(ms.int64), local
 
@@ -166,9 +163,13 @@ class Experts:
         last = inputs.shape[0] - 1
         owners = mint.clamp(self._ops.ascending(chosen.reshape(-1)), 0, last)
         own = self._ops.gather(inputs, owners)
-        factors, offsets = mint.narrow(own, 1, 0, 1), mint.narrow(own, 1, 1, 1)
-        rounded = mint.round(rows.astype(ms.float32) * factors) + offsets
-        return mint.clamp(rounded, -128.0, 127.0).astype(ms.int8)
+        return rounded_rows(rows, mint.narrow(own, 1, 0, 1), mint.narrow(own, 1, 1, 1))
+
+    def stacks(
+        self, weights: tuple[Sequence[Weight], Sequence[Weight]], biased: tuple[bool, bool], dtype: ms.Type
+    ) -> tuple[Stacked, Stacked] | None:
+        """Those of gate and up, and of down, for rows of `dtype`; None if GroupedMatmulV4 does not multiply both."""
+        return self._layer(weights, biased, dtype).stacks
 
     def _layer(
         self, weights: tuple[Sequence[Weight], Sequence[Weight]], biased: tuple[bool, bool], dtype: ms.Type
@@ -221,6 +222,20 @@ class Experts:
         if self._numbers is None or self._numbers.shape[0] < rows:
             self._numbers = self._ops.to_device(Tensor.from_numpy(np.arange(rows)))
         return mint.narrow(self._numbers, 0, 0, rows)
+
+
+def own_choices(ids: Tensor, first: int, experts: int) -> Tensor:
+    """Choices counted from this rank's first expert, int32; a number behind the last is another rank's."""
+    local = ids - first
+    inside = mint.clamp(local, 0, experts - 1)
+    known = mint.eq(local, inside).astype(ms.int32)
+    return inside * known + (1 - known) * experts
+
+
+def rounded_rows(rows: Tensor, factors: Tensor, offsets: Tensor) -> Tensor:
+    """Int8 `rows`, each by its factor and its offset `[rows, 1]`."""
+    rounded = mint.round(rows.astype(ms.float32) * factors) + offsets
+    return mint.clamp(rounded, -128.0, 127.0).astype(ms.int8)
 
 
 def _check(

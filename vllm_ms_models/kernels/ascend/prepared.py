@@ -6,7 +6,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, mint
 
 from vllm_ms_models.kernels.ascend import dtypes
 from vllm_ms_models.kernels.interface import PagedSequences
@@ -22,12 +22,24 @@ def triangle(dtype: ms.Type) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Span:
-    """Pages that PagedAttention reads: those of whole sequences, or what rows with a window still see of them."""
+class Pages:
+    """What PagedAttention reads: the pages of whole sequences, or what rows with a window still see of them."""
 
     tables: Tensor  # int32 [n, blocks], numbered as in `caches.half_blocks`
     lengths: Tensor  # int32 [n], counted from the first page
-    mask: Tensor | None  # [rows, longest]; None where every row is its sequence's last and sees all
+    # Unless every row is its sequence's last and sees all: for its mask, where rows and all positions are.
+    places: Tensor | None = None  # int32 [rows, 1], counted from the first page
+    columns: Tensor | None = None  # int32 [longest]
+
+
+def mask(places: Tensor, columns: Tensor, window: int | None, causal: bool, dtype: ms.Type) -> Tensor:
+    """What PagedAttention adds to scores, `[rows, longest]`; of `Pages`."""
+    if window is None:
+        hidden = mint.gt(columns, places) if causal else mint.lt(columns + places, 0)  # the last: nowhere
+    else:
+        hidden = mint.le(columns, places - window)
+        hidden = mint.logical_or(hidden, mint.gt(columns, places)) if causal else hidden
+    return hidden.astype(dtype) * MASKED
 
 
 @dataclass
@@ -89,35 +101,34 @@ class Prepared:
             self.made[key] = make()
         return self.made[key]
 
-    def span(self, dtype: ms.Type, window: int | None, causal: bool, block_size: int, halves: bool) -> Span:
-        """What PagedAttention is told of the pages of keys; `halves`: numbers of blocks are doubled."""
+    def pages(self, window: int | None, block_size: int, halves: bool) -> Pages:
+        """For layers with that window; `halves`: numbers of blocks are doubled."""
         window = self.limit(window)
-        key = "span", dtype, window, causal, block_size, halves
-        return self.once(key, lambda: self._span(dtype, window, causal, block_size, halves))
+        return self.once(("pages", window, block_size, halves), lambda: self._pages(window, block_size, halves))
 
-    def _span(self, dtype: ms.Type, window: int | None, causal: bool, block_size: int, halves: bool) -> Span:
+    def _pages(self, window: int | None, block_size: int, halves: bool) -> Pages:
         tables = self.tables.astype(np.int64) * (2 if halves else 1)
         if window is None:
-            mask = None if self.decoding else self._mask(self.positions, self.width, None, causal, dtype)
-            return Span(self.fused.to_device(_int32(tables)), self.seq_lens, mask)
+            of_mask = () if self.decoding else self.places()
+            return Pages(self.fused.to_device(_int32(tables)), self.seq_lens, *of_mask)
         # Pages that lie before every row's window are left out. (vLLM may have given them to others by now.)
         skipped = np.maximum(self.lengths - self.queries - window + 1, 0) // block_size
         lengths = self.lengths - skipped * block_size
         columns = skipped[:, None] + np.arange(-(-int(lengths.max()) // block_size))
         tables = np.take_along_axis(tables, np.minimum(columns, tables.shape[1] - 1), 1)
-        positions = self.positions - np.repeat(skipped * block_size, self.queries)
-        mask = self._mask(positions, int(lengths.max()), window, causal, dtype)
-        return Span(self.fused.to_device(_int32(tables)), self.fused.to_device(_int32(lengths)), mask)
+        places = self.positions - np.repeat(skipped * block_size, self.queries)
+        arrays = tables, lengths, places[:, None], np.arange(int(lengths.max()))
+        return Pages(*(self.fused.to_device(_int32(each)) for each in arrays))
 
-    def _mask(self, positions: np.ndarray, width: int, window: int | None, causal: bool, dtype: ms.Type) -> Tensor:
-        """What PagedAttention adds to the scores of rows at `positions`, `[rows, width]`."""
-        keys, places = np.arange(width), positions[:, None]
-        hidden = np.zeros((len(positions), width), np.bool_)
-        if causal:
-            hidden |= keys > places
-        if window is not None:
-            hidden |= keys <= places - window
-        return self.fused.to_device(_tensor(np.where(hidden, np.float32(MASKED), np.float32(0)), dtype))
+    def mask(self, pages: Pages, window: int | None, causal: bool, dtype: ms.Type) -> Tensor | None:
+        """Of `pages` for that window; None where there is nothing to mask."""
+        places, columns = pages.places, pages.columns
+        if places is None or columns is None:
+            return None
+        window = self.limit(window)
+        return self.once(
+            ("mask", id(pages), window, causal, dtype), lambda: mask(places, columns, window, causal, dtype)
+        )
 
     def slots(self, block_size: int) -> Tensor:
         """Where in the cache the rows themselves are, int32 `[rows]`: block * block_size + offset."""

@@ -7,7 +7,6 @@ among equal ranks is theirs.
 from typing import Any
 
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor, mint
 
 from vllm_ms_models.kernels import reference_experts
@@ -21,9 +20,14 @@ _GROUPS = 8  # which it takes with so many experts or more
 def choose(fused: Any, dense: Dense, logits: Tensor, routing: Routing, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """`Kernels.choose_experts`."""
     reference_experts.check_choice(logits, routing, bias)
-    tokens, experts = logits.shape
-    if tokens == 0:
+    if logits.shape[0] == 0:
         return mint.zeros((0, routing.top_k), dtype=ms.int32), mint.zeros((0, routing.top_k), dtype=ms.float32)
+    return chosen(fused, dense, logits, routing, bias)
+
+
+def chosen(fused: Any, dense: Dense, logits: Tensor, routing: Routing, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`choose` of what fits, for one token at least."""
+    experts = logits.shape[1]
     if _by_sigmoid(routing, experts):
         bias = mint.zeros(experts, dtype=ms.float32) if bias is None else dense.constant(bias, ms.float32)
         arguments = routing.groups, routing.top_groups, _counted(routing), routing.top_k, float(routing.scale)
@@ -61,10 +65,10 @@ def _within_groups(fused: Any, ranks: Tensor, routing: Routing) -> Tensor:
     """`ranks` that are -inf but in the best groups."""
     if routing.groups == 1:
         return ranks
-    tokens, experts = ranks.shape
-    of_groups = ranks.reshape(tokens * routing.groups, experts // routing.groups)
+    experts = ranks.shape[1]
+    of_groups = ranks.reshape(-1, experts // routing.groups)
     best, _ = fused.top_k(of_groups, _counted(routing))
-    _, chosen = fused.top_k(mint.sum(best, -1).reshape(tokens, routing.groups), routing.top_groups)
-    numbers = fused.to_device(Tensor.from_numpy(np.arange(routing.groups)))
-    left_out = mint.sum(mint.eq(chosen.unsqueeze(-1), numbers).astype(ms.int32), 1) == 0
-    return mint.where(left_out.reshape(-1, 1), float("-inf"), of_groups).reshape(tokens, experts)
+    _, taken = fused.top_k(mint.sum(best, -1).reshape(-1, routing.groups), routing.top_groups)
+    numbers = mint.arange(routing.groups)
+    left_out = mint.sum(mint.eq(taken.unsqueeze(-1), numbers).astype(ms.int32), 1) == 0
+    return mint.where(left_out.reshape(-1, 1), float("-inf"), of_groups).reshape(-1, experts)

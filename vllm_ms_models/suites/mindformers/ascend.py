@@ -91,7 +91,7 @@ def step_inputs(view: CacheView, block_size: int | None, dtype: ms.Type) -> tupl
     (kernels/ascend/caches.py). None: a cache of latents, which are by themselves.
     """
     sequences = Prepared.of(view.sequences, _Device())
-    pages = sequences.span(dtype, None, True, block_size or 1, block_size is not None)
+    pages = sequences.pages(None, block_size or 1, block_size is not None)
     slots = view.slots.astype(ms.int32) if block_size is None else doubled_slots(view.slots, block_size)
     return sequences.fresh, {
         "batch_valid_length": sequences.seq_lens,
@@ -99,7 +99,7 @@ def step_inputs(view: CacheView, block_size: int | None, dtype: ms.Type) -> tupl
         "context_lens_tensor": sequences.seq_lens - sequences.query_lens,
         "block_tables": pages.tables,
         "slot_mapping": slots,
-        "attention_mask": _mask(pages.mask, sequences.fresh, dtype),
+        "attention_mask": _mask(sequences.mask(pages, None, True, dtype), sequences.fresh, dtype),
     }
 
 

@@ -30,12 +30,20 @@ class GraphDense(Dense):
         if weight.kind == "floats":
             return self._ops.matmul(x, weight.data)
         if weight.kind == "static":
-            return self.static_product(x, weight.operands)
-        values, scales, addends = weight.operands
+            return self._static_product(x, weight)
+        values, scales, addends = weight.data, weight.scales, weight.addends
         if weight.kind == "packed":
             return self._ops.weight_quant_matmul(x, values, scales, addends, weight.group_size)
         rounded, token_scales = self._ops.quantize_by_token(x)
         return self._ops.quant_matmul(rounded, values, scales, addends, token_scales, x.dtype)
+
+    def _static_product(self, x: Tensor, weight: GraphWeight) -> Tensor:
+        products: tuple[Tensor, ...] = ()
+        for part in weight.parts:
+            rounded = self._ops.quantize(x, part.input_scales, part.input_offsets)
+            product = self._ops.quant_matmul(rounded, part.values, part.scales, part.addends, None, x.dtype)
+            products = (*products, product)
+        return products[0] if len(products) == 1 else mint.cat(products, -1)
 
     def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
         parts: tuple[Tensor, ...] = ()
@@ -48,10 +56,12 @@ class GraphDense(Dense):
     def linear_gated(
         self, x: Tensor, weight: Weight, activation: str, bias: Tensor | None, addend: Addend | None = None
     ) -> Tensor:
-        product = self.linear(x, weight, bias, x.dtype)
+        return self.gate(self.linear(x, weight, bias, x.dtype), weight.sizes, activation)
+
+    def gate(self, product: Tensor, sizes: Sequence[int], activation: str) -> Tensor:
         if activation == "silu":
             return self._ops.swiglu(product)
-        gate, up = self.split(product, weight.sizes)
+        gate, up = self.split(product, sizes)
         return self.activate(gate, activation) * up
 
     def embedding(self, ids: Tensor, weight: Weight, first_row: int) -> Tensor:
@@ -93,7 +103,7 @@ class GraphDense(Dense):
         rows = self._ops.gather(self.constant(cos_sin, ms.float32), positions.astype(ms.int32)).astype(query.dtype)
         half = cos_sin.shape[1] // 2
         cos, sin = rows[:, :half], rows[:, half:]
-        count = mint.sum(mint.ones_like(positions)).astype(ms.int32).reshape(1)
+        count = mint.sum(positions * 0 + 1).astype(ms.int32).reshape(1)
         angles = mint.cat((cos, cos), -1), mint.cat((sin, sin), -1), count
         return self.rotated(query, key, angles, head_size, interleaved, offset)
 

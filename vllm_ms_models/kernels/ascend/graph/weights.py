@@ -17,33 +17,43 @@ Keep = Callable[[Tensor], Parameter]
 
 @dataclass(frozen=True, eq=False)
 class GraphWeight(Weight):
-    """`kind` says which product; `operands` are what it takes of the weight, but for floats, which are `data`.
+    """`kind` says which product: "floats", "dynamic", "static" or "packed", whose addends are the offsets, if any.
 
-    * "dynamic": rows, scales, addends
-    * "static": for each stretch of rows with one input, what that is rounded by (two), rows, scales, addends
-    * "packed": values, scales, offsets or None
+    (Tensors are fields: of a tuple of them in an object, MindSpore can lose the types.)
     """
 
     kind: str = field(kw_only=True)
-    operands: tuple[Any, ...] = field(kw_only=True)
+    scales: Parameter | None = field(kw_only=True, default=None)
+    addends: Parameter | None = field(kw_only=True, default=None)
     group_size: int = field(kw_only=True, default=0)
+    parts: "tuple[StaticPart, ...]" = field(kw_only=True, default=())  # of "static"
+
+
+@dataclass(frozen=True, eq=False)
+class StaticPart:
+    """See `static_parts`."""
+
+    input_scales: Parameter
+    input_offsets: Parameter
+    values: Parameter
+    scales: Parameter
+    addends: Parameter
 
 
 def graph_weight(fused: Any, weight: Weight, dtype: ms.Type, keep: Keep) -> GraphWeight:
     """`weight`, all of it loaded, for activations of `dtype`; it shares the memory of floats and of int8."""
-    kind, operands, group_size, data = "floats", (), 0, weight.data
+    common = weight.sizes, weight.in_features, weight.dtype, weight.integers
     if isinstance(weight, FloatInputWeight):
         packed = integers.packed(fused, weight, dtype)
-        kind, group_size = "packed", packed.group_size
-        operands = keep(packed.values), keep(packed.scales), None if packed.offsets is None else keep(packed.offsets)
-    elif isinstance(weight, Int8Weight):
-        assert weight.integers is not None
-        kind = weight.integers.activations
-        if kind == "dynamic":
-            operands = keep(weight.data), keep(weight.scales), keep(weight.addends)
-        else:
-            operands = tuple(tuple(map(keep, part)) for part in static_parts(fused, weight, dtype))
-    else:
-        data = keep(weight.data)
-    common = data, weight.sizes, weight.in_features, weight.dtype, weight.integers
-    return GraphWeight(*common, kind=kind, operands=operands, group_size=group_size)
+        offsets = None if packed.offsets is None else keep(packed.offsets)
+        group_size, scales = packed.group_size, keep(packed.scales)
+        values = keep(packed.values)
+        return GraphWeight(values, *common, kind="packed", scales=scales, addends=offsets, group_size=group_size)
+    if not isinstance(weight, Int8Weight):
+        return GraphWeight(keep(weight.data), *common, kind="floats")
+    assert weight.integers is not None
+    if weight.integers.activations == "dynamic":
+        scales, addends = keep(weight.scales), keep(weight.addends)
+        return GraphWeight(keep(weight.data), *common, kind="dynamic", scales=scales, addends=addends)
+    parts = tuple(StaticPart(*map(keep, part)) for part in static_parts(fused, weight, dtype))
+    return GraphWeight(weight.data, *common, kind="static", parts=parts)
