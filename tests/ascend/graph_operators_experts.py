@@ -67,7 +67,7 @@ def grouped_matmul(x: Tensor, weight: Tensor, counts: Tensor, bias: Any) -> Tens
 def grouped_weight_quant_matmul(
     x: Tensor, weight: Tensor, counts: Tensor, scale: Tensor, offset: Any, bias: Any
 ) -> Tensor:
-    experts, inputs, outputs = weight.shape
+    experts, inputs, _ = weight.shape
     size = inputs if scale.ndim == 2 else inputs // scale.shape[1]
     matrices: tuple[Tensor, ...] = ()
     for i in range(experts):

@@ -19,6 +19,7 @@ def reason(family: str = "llama", model: dict[str, Any] | None = None, **options
 
 def test_what_is_compiled() -> None:
     assert reason() is None
+    assert reason(tensor_parallel_size=2) is None
 
 
 @pytest.mark.parametrize(
@@ -26,11 +27,17 @@ def test_what_is_compiled() -> None:
     [
         ({"enforce_eager": True}, "--enforce-eager"),
         ({"enable_lora": True}, "adapters are not compiled yet"),
-        ({"tensor_parallel_size": 2}, "several ranks are not compiled yet"),
+        ({"pipeline_parallel_size": 2}, "stages of a pipeline are not compiled yet"),
+        ({"data_parallel_size": 2}, "data-parallel ranks are not compiled yet"),
+        (
+            {"family": "olmo2", "model": {}, "tensor_parallel_size": 2},
+            "several ranks of Olmo2ForCausalLM are not compiled yet",
+        ),
         ({"kv_cache_dtype": "int8_per_token_head"}, "--kv-cache-dtype int8_per_token_head"),
         ({"runner": "pooling"}, "what embeds or classifies is not compiled yet"),
         ({"model": {"head_dim": 20}}, "heads are not of a multiple of 16"),
-        ({"family": "granite", "model": {}}, "graphs of GraniteForCausalLM are not supported yet"),
+        ({"family": "gpt_oss", "model": {}}, "graphs of GptOssForCausalLM are not supported yet"),
+        ({"family": "gemma2", "model": {"head_dim": 16}}, "attention with soft caps is no fused operator"),
     ],
     ids=str,
 )

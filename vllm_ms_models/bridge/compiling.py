@@ -6,21 +6,49 @@ from vllm_ms_models import suites
 from vllm_ms_models.bridge.refusals import INT8_CACHE
 
 # Of their layers, all that a graph has to do is known to compile (tests/ascend/test_graph_models.py).
-COMPILED = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+COMPILED = {
+    "DeepseekV2ForCausalLM",
+    "DeepseekV3ForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "GemmaForCausalLM",
+    "Glm4ForCausalLM",
+    "Glm4MoeForCausalLM",
+    "GlmForCausalLM",
+    "GraniteForCausalLM",
+    "InternLM2ForCausalLM",
+    "InternLM3ForCausalLM",
+    "LlamaForCausalLM",
+    "MiniCPMForCausalLM",
+    "MistralForCausalLM",
+    "MixtralForCausalLM",
+    "OPTForCausalLM",
+    "Olmo2ForCausalLM",
+    "Olmo3ForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+}
+# Their ranks hand each other features within a layer, as ParallelRMSNorm does, which is not compiled.
+ONE_RANK = {"Olmo2ForCausalLM", "Olmo3ForCausalLM"}
 
 
 def problem(vllm_config: VllmConfig) -> str | None:
     """Why a model is not compiled, without the full stop; None if it is."""
     model, parallel, cache = vllm_config.model_config, vllm_config.parallel_config, vllm_config.cache_config.cache_dtype
+    name, capped = model.architecture, getattr(model.hf_text_config, "attn_logit_softcapping", None) is not None
     reasons = {
         "--enforce-eager": model.enforce_eager,
-        f"graphs of {model.architecture} are not supported yet": model.architecture not in COMPILED,
-        "graphs of quantized checkpoints are not supported yet": model.quantization is not None,
+        f"graphs of {name} are not supported yet": name not in COMPILED,
+        "attention with soft caps is no fused operator": capped,
         "a model of a suite is not compiled": suites.source(vllm_config) != suites.NATIVE,
         "what embeds or classifies is not compiled yet": model.runner_type == "pooling",
         "adapters are not compiled yet": vllm_config.lora_config is not None,
         "--speculative-config": vllm_config.speculative_config is not None,
-        "several ranks are not compiled yet": parallel.world_size_across_dp > 1,
+        "stages of a pipeline are not compiled yet": parallel.pipeline_parallel_size > 1,
+        "data-parallel ranks are not compiled yet": parallel.data_parallel_size > 1,
+        f"several ranks of {name} are not compiled yet": name in ONE_RANK and parallel.tensor_parallel_size > 1,
         f"--kv-cache-dtype {cache}": cache == INT8_CACHE,
         "heads are not of a multiple of 16": model.get_head_size() % 16 != 0,
     }

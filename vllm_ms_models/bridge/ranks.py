@@ -29,7 +29,7 @@ from vllm.utils.network_utils import get_loopback_ip, get_open_port
 
 from vllm_ms_models import kernels
 from vllm_ms_models.bridge.tensors import to_mindspore, to_torch
-from vllm_ms_models.distributed.communication import DeviceGroup
+from vllm_ms_models.distributed.communication import DeviceGroup, GraphGroup
 from vllm_ms_models.distributed.group import Group
 from vllm_ms_models.distributed.shared_memory import share_memory
 from vllm_ms_models.distributed.stage import Stage
@@ -94,7 +94,8 @@ def make_group(coordinator: GroupCoordinator) -> Group:
         return Group()
     if coordinator not in _made and kernels.get().own_memory:
         name = mint.distributed.new_group(list(coordinator.ranks))
-        _made[coordinator] = DeviceGroup(coordinator.rank_in_group, coordinator.world_size, name)
+        kind = GraphGroup if kernels.get().name == "ascend-graph" else DeviceGroup
+        _made[coordinator] = kind(coordinator.rank_in_group, coordinator.world_size, name)
     if coordinator not in _made:
         general = TorchGroup(coordinator.rank_in_group, coordinator.world_size, coordinator.device_group)
         name = coordinator.unique_name.split(":")[0]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mindspore import Tensor, mint
+from mindspore import Tensor, mint, ops
 from mindspore.mint import distributed
 
 from vllm_ms_models.distributed.group import Group
@@ -45,3 +45,15 @@ class DeviceGroup(Group):
 
     def barrier(self) -> None:
         distributed.barrier(self.name)
+
+
+@dataclass(frozen=True)
+class GraphGroup(DeviceGroup):
+    """The same where layers are compiled (bridge/graph.py): what these call, as operators that make new tensors."""
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        return ops.AllReduce(ops.ReduceOp.SUM, self.name)(x)
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        parts = ops.AllGather(self.name)(x).reshape(self.size, -1, x.shape[1])
+        return parts.transpose(1, 0, 2).reshape(-1, self.size * x.shape[1])

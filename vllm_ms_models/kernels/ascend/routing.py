@@ -69,6 +69,6 @@ def _within_groups(fused: Any, ranks: Tensor, routing: Routing) -> Tensor:
     of_groups = ranks.reshape(-1, experts // routing.groups)
     best, _ = fused.top_k(of_groups, _counted(routing))
     _, taken = fused.top_k(mint.sum(best, -1).reshape(-1, routing.groups), routing.top_groups)
-    numbers = mint.arange(routing.groups)
+    numbers = Tensor(list(range(routing.groups)), ms.int64)
     left_out = mint.sum(mint.eq(taken.unsqueeze(-1), numbers).astype(ms.int32), 1) == 0
     return mint.where(left_out.reshape(-1, 1), float("-inf"), of_groups).reshape(-1, experts)

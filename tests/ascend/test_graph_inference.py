@@ -1,0 +1,89 @@
+"""MindSpore infers whole graphs of the real operators, for tensors of any size; then a CPU lacks the first kernel."""
+
+from importlib import import_module
+from typing import Any
+
+import mindspore as ms
+import pytest
+
+from tests.ascend.whole_graphs import STEPS, cell_of, check_inferred
+from tests.checkpoints import DEEPSEEK, config
+from tests.quantization.test_quantized_experts import SCHEMES
+from tests.zoo.family import families
+from vllm_ms_models import registry
+from vllm_ms_models.bridge.compiling import COMPILED
+
+STEPS_AND_DTYPES = [
+    pytest.param(
+        kind, dtype, id=f"{kind}-{dtype}", marks=() if (kind, dtype) == ("mixed", ms.bfloat16) else pytest.mark.slow
+    )
+    for kind in STEPS
+    for dtype in (ms.float16, ms.bfloat16)
+]
+STEP = pytest.mark.parametrize(("kind", "dtype"), STEPS_AND_DTYPES)
+WIDE = DEEPSEEK | {"qk_rope_head_dim": 16, "n_routed_experts": 16, "num_experts_per_tok": 4}
+WIDE |= {"n_group": 4, "topk_group": 2}
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "llama": {"head_dim": 32},
+    "qwen3_moe": {"head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32},
+    "deepseek_v3": WIDE,
+}
+# What the operators do not multiply as one: experts whose inputs are no multiple of a group's.
+FORMATS = {
+    "llama": ("w8a8 dynamic", "w8a8 static", "w8a16", "packed w4a16"),
+    "qwen3_moe": ("w8a8 dynamic", "w8a8 static", "w8a16"),
+    "deepseek_v3": ("w8a8 dynamic", "w8a8 static", "w8a16"),
+}
+QUICK = ("deepseek_v3", "w8a8 dynamic")
+
+
+def family_config(name: str, options: dict[str, Any]) -> Any:
+    """Of this package where transformers has another model's in its place."""
+    made = config(name, **options)
+    if name not in registry.CONFIGS:
+        return made
+    module, kind = registry.CONFIGS[name].split(":")
+    values = {key: value for key, value in made.to_dict().items() if key not in ("model_type", "architectures")}
+    return getattr(import_module(module), kind)(**values)
+
+
+@STEP
+@pytest.mark.parametrize(
+    ("family", "case"),
+    [
+        pytest.param(name, case, marks=() if name == "qwen2" and number == 0 else pytest.mark.slow)
+        for name, family in families().items()
+        if set(family.architectures) & COMPILED
+        for number, (case, options) in enumerate(family.cases.items())
+        if options.get("attn_logit_softcapping") is None
+    ],
+)
+def test_families(family: str, case: str, kind: str, dtype: Any) -> None:
+    known = families()[family]
+    cell = cell_of(known.architectures[0], family_config(family, dict(known.cases[case])), dtype)
+    check_inferred(cell, kind, dtype)
+
+
+@STEP
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        pytest.param(family, name, marks=() if (family, name) == QUICK else pytest.mark.slow)
+        for family, names in FORMATS.items()
+        for name in names
+    ],
+)
+def test_formats(family: str, name: str, kind: str, dtype: Any) -> None:
+    settings = dict(SCHEMES[name].config or {}) | {"ignore": ["lm_head", "re:.*kv_b_proj$", "re:.*mlp.gate$"]}
+    architecture = families()[family].architectures[0]
+    check_inferred(cell_of(architecture, config(family, **QUANTIZED[family]), dtype, settings), kind, dtype)
+
+
+@STEP
+def test_experts_of_other_ranks(kind: str, dtype: Any) -> None:
+    """And the sum over ranks, as it is compiled."""
+    from vllm_ms_models.distributed.communication import GraphGroup
+
+    context = {"tensor_parallel": GraphGroup(1, 2, "nobody"), "expert_parallel": True}
+    made = config("qwen3_moe", **QUANTIZED["qwen3_moe"])
+    check_inferred(cell_of("Qwen3MoeForCausalLM", made, dtype, **context), kind, dtype)

@@ -1,0 +1,79 @@
+"""Graphs of whole models on the real operators, which a CPU does not have: MindSpore infers all of a graph first."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from tests.ascend.contract import copied, write_rows
+from tests.ascend.steps import step_of
+from vllm_ms_models import kernels, registry
+from vllm_ms_models.bridge.graph import GraphedCell
+from vllm_ms_models.kernels.ascend import operators
+from vllm_ms_models.kernels.ascend.graph import AscendGraphKernels
+from vllm_ms_models.layers.attention import Attention
+from vllm_ms_models.layers.batch import Batch, CacheView
+from vllm_ms_models.layers.context import ModelContext
+from vllm_ms_models.layers.mla import LatentAttention
+from vllm_ms_models.quantization.formats import from_config
+from vllm_ms_models.quantization.schemes import FromCheckpoint
+
+# Rows, and positions in all, of each sequence.
+STEPS = {"decode": [(1, 7), (1, 20)], "fresh": [(5, 5), (20, 20)], "mixed": [(5, 9), (1, 20)]}
+
+# Which kernel a CPU lacks first; before it is looked for, all has been inferred.
+NO_KERNEL = r"Kernel select failed:[^A-Za-z]*(Unsupported op |Select CPU operator)\[(\w+)\]"
+
+
+class WithoutMemory:
+    """The real operators, but tensors stay where they are."""
+
+    to_device = staticmethod(copied)
+    to_host = staticmethod(copied)
+    write_rows = staticmethod(write_rows)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(operators, name)
+
+
+def cell_of(
+    architecture: str, config: Any, dtype: Any, quantization: Mapping[str, Any] | None = None, **context: Any
+) -> Any:
+    """A model of example weights, of which caches have 8 blocks of 16."""
+    active = AscendGraphKernels(WithoutMemory())
+    kernels.use(active)
+    if quantization is not None:
+        context["quantization"] = FromCheckpoint(from_config(quantization))
+    cell = registry.lookup(architecture)(config, ModelContext(dtype, 64, **context)).set_train(False)
+    parts = [part for _, part in cell.cells_and_names()]
+    rng = np.random.default_rng(0)
+    slots = [slot for part in parts if hasattr(part, "slots") for slot in part.slots() if not slot.optional]
+    for slot in sorted(slots, key=lambda slot: not slot.early):
+        shape = slot.part_shape
+        slot.load(rng.uniform(-1, 1, shape).astype(np.float32) if slot.example is None else slot.example(shape))
+    for part in parts:
+        if hasattr(part, "finish_loading"):
+            part.finish_loading()
+        if isinstance(part, Attention):
+            part.cache = active.new_cache((8, 2, 16, part.num_kv_heads, part.head_size), dtype)
+        elif isinstance(part, LatentAttention):
+            part.cache = active.new_cache((8, 16, part.width), dtype)
+    return cell
+
+
+def run(cell: Any, kind: str, dtype: Any) -> GraphedCell:
+    """Compile the graph of that kind of steps, and run it."""
+    step = step_of(STEPS[kind], np.random.default_rng(0))
+    view = CacheView(step.sequences, step.slots)
+    graphs = GraphedCell(cell, kernels.get(), dtype)
+    graphs(
+        Tensor(np.zeros(step.tokens, np.int32)), Batch(step.positions, {layer.name: view for layer in graphs.layers})
+    )
+    return graphs
+
+
+def check_inferred(cell: Any, kind: str, dtype: Any) -> None:
+    with pytest.raises((RuntimeError, TypeError), match=NO_KERNEL):
+        run(cell, kind, dtype)
