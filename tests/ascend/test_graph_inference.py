@@ -84,6 +84,6 @@ def test_experts_of_other_ranks(kind: str, dtype: Any) -> None:
     """And the sum over ranks, as it is compiled."""
     from vllm_ms_models.distributed.communication import GraphGroup
 
-    context = {"tensor_parallel": GraphGroup(1, 2, "nobody"), "expert_parallel": True}
+    context: dict[str, Any] = {"tensor_parallel": GraphGroup(1, 2, "nobody"), "expert_parallel": True}
     made = config("qwen3_moe", **QUANTIZED["qwen3_moe"])
     check_inferred(cell_of("Qwen3MoeForCausalLM", made, dtype, **context), kind, dtype)

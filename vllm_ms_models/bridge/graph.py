@@ -64,7 +64,7 @@ class GraphedCell:
         self.kernels = active
         self.dtype = dtype
         parts = [part for _, part in cell.cells_and_names()]
-        self.layers = [part for part in parts if isinstance(part, Attention | LatentAttention)]
+        self.layers: list[Any] = [part for part in parts if isinstance(part, Attention | LatentAttention)]
         self.started = False
         self.compiles = True
         self.graphs: dict[tuple[Group, ...], Any] = {}
@@ -134,17 +134,16 @@ class GraphedCell:
         biased = gate_up_bias is not None, down_bias is not None
         whole = len(moe.owned) == sum(moe.gate.scheme.sizes)
         stacks = self.kernels.graph_experts(moe.gate_up, moe.down, biased, whole, self.dtype)
-        if stacks is not None:
-            moe.gate_up, moe.down = stacks
-        else:
+        weights: Any = stacks
+        if stacks is None:
             if self.compiles:
                 logger.warning("The model runs operator by operator: its experts are multiplied one after the other.")
             self.compiles = False
-            moe.gate_up, moe.down = (
-                [self.kernels.graph_weight(weight, self.dtype) for weight in weights]
-                for weights in (moe.gate_up, moe.down)
-            )
-        moe.biases = tuple(bias if bias is None else self._parameter(bias, "bias") for bias in moe.biases)
+            lists = moe.gate_up, moe.down
+            weights = ([self.kernels.graph_weight(each, self.dtype) for each in one] for one in lists)
+        moe.gate_up, moe.down = weights
+        own, second = (None if bias is None else self._parameter(bias, "bias") for bias in moe.biases)
+        moe.biases = own, second
 
     def _parameter(self, value: Tensor, name: str) -> ms.Parameter:
         return self.kernels.parameter(self.kernels.place(value), name)

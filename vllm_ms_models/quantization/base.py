@@ -128,20 +128,20 @@ class KernelScheme(LinearScheme):
     def kernel_weight(self) -> Weight:
         return self.weight
 
-    def inputs(self, x: Tensor) -> Tensor:
+    def operand(self, x: Tensor) -> Tensor:
         """What the weight multiplies: `x`, or what a subclass makes of it, of another dtype unless `keeps_dtype`."""
         return x
 
     def multiply(self, x: Tensor, dtype: ms.Type | None = None, addend: Addend | None = None) -> Tensor:
         dtype = x.dtype if dtype is None and not self.keeps_dtype else dtype
-        return self.kernels.linear(self.inputs(x), self.weight, self.bias, dtype, addend)
+        return self.kernels.linear(self.operand(x), self.weight, self.bias, dtype, addend)
 
     def multiply_split(self, x: Tensor, addend: Addend | None = None) -> tuple[Tensor, ...]:
-        parts = self.kernels.linear_split(self.inputs(x), self.weight, self.bias, addend)
+        parts = self.kernels.linear_split(self.operand(x), self.weight, self.bias, addend)
         return parts if self.keeps_dtype else tuple(part.astype(x.dtype) for part in parts)
 
     def multiply_gated(self, x: Tensor, activation: str, addend: Addend | None = None) -> Tensor:
-        product = self.kernels.linear_gated(self.inputs(x), self.weight, activation, self.bias, addend)
+        product = self.kernels.linear_gated(self.operand(x), self.weight, activation, self.bias, addend)
         return product if self.keeps_dtype else product.astype(x.dtype)
 
 

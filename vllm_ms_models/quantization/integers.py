@@ -312,7 +312,7 @@ class Int8ProductScheme(IntegerScheme):
             )
         return super().kernel_weight()
 
-    def inputs(self, x: Tensor) -> Tensor:
+    def operand(self, x: Tensor) -> Tensor:
         if self.reciprocals is None:
             return x
         product = x * self.reciprocals  # in float32, which products of Ascend do not take

@@ -82,7 +82,7 @@ class PackedScheme(IntegerScheme):
             self.order = Tensor(order.astype(np.int32))
         super().finish()
 
-    def inputs(self, x: Tensor) -> Tensor:
+    def operand(self, x: Tensor) -> Tensor:
         """The columns of `x` in the order of the weight's."""
         if self.order is None:
             return x

@@ -20,13 +20,13 @@ class GraphStack:
     """
 
     kind: str
+    sizes: tuple[int, ...]
+    experts: int
+    whole: bool
     values: Parameter
     scales: Parameter | None
     addends: Parameter | None
     inputs: Parameter | None
-    sizes: tuple[int, ...]
-    experts: int
-    whole: bool
 
 
 def graph_stack(
@@ -47,8 +47,8 @@ def graph_stack(
     else:
         kind = "dynamic" if stacked.inputs is None else "static"
         scales = scales.astype(dtype) if dtype == ms.bfloat16 else scales
-    kept = (x if x is None else keep(x) for x in (values, scales, addends, stacked.inputs))
-    return GraphStack(kind, *kept, sizes, experts, whole)
+    optional = (None if x is None else keep(x) for x in (scales, addends, stacked.inputs))
+    return GraphStack(kind, sizes, experts, whole, keep(values), *optional)
 
 
 class GraphExperts:

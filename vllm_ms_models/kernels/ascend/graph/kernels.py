@@ -73,12 +73,8 @@ class AscendGraphKernels(AscendKernels):
 
     def new_cache(self, shape: tuple[int, ...], dtype: ms.Type) -> Any:
         """Keys and values apart, `[blocks, block_size, kv_heads, head_size]` each; latents as keys of one head."""
-        if len(shape) == 3:
-            blocks, block_size, width = shape
-            shapes = [(blocks, block_size, 1, width)]
-        else:
-            blocks, _, *rest = shape
-            shapes = [(blocks, *rest)] * 2
+        latents = len(shape) == 3
+        shapes = [(*shape[:2], 1, shape[2])] if latents else [(shape[0], *shape[2:])] * 2
         return ms.ParameterTuple([self.parameter(mint.zeros(each, dtype=dtype), "cache") for each in shapes])
 
     def kind_of(
