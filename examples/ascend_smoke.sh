@@ -18,7 +18,7 @@ unset PYTHONDONTWRITEBYTECODE
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 readonly here helper="$here/ascend_smoke.py" skipped=77 lines_of_a_log=90
-readonly steps=(environment device operators collectives checkpoint serve-cpu serve-ascend two-devices w8a8 timing)
+readonly steps=(environment device operators collectives checkpoint serve-cpu serve-ascend graphs two-devices w8a8 timing)
 only="" model="" report=ascend_report.txt work="" start_timeout=900
 child="" server="" port="" devices=0 failed=0 keep_work=yes
 
@@ -247,13 +247,19 @@ on_ascend() {
 step_serve-ascend() {
   needs_devices 1 || return
   needs_file cpu/timing.txt serve-cpu || return
-  on_ascend ascend "$(checkpoint_folder)" cpu
+  on_ascend ascend "$(checkpoint_folder)" cpu --enforce-eager
+}
+
+step_graphs() {
+  needs_devices 1 || return
+  needs_file cpu/timing.txt serve-cpu || return
+  on_ascend graphs "$(checkpoint_folder)" cpu
 }
 
 step_two-devices() {
   needs_devices 2 || return
   needs_file cpu/timing.txt serve-cpu || return
-  on_ascend two "$(checkpoint_folder)" cpu --tensor-parallel-size 2
+  on_ascend two "$(checkpoint_folder)" cpu --tensor-parallel-size 2 --enforce-eager
 }
 
 step_w8a8() {
@@ -261,7 +267,7 @@ step_w8a8() {
   needs_file requests/timing.json checkpoint || return
   limited 3600 python -m vllm_ms_models.cli quantize "$(checkpoint_folder)" "$work/w8a8" --scheme w8a8-dynamic || return 1
   serve_and_ask w8a8-cpu cpu "$work/w8a8" --max-model-len 1024 || return 1
-  on_ascend w8a8-ascend "$work/w8a8" w8a8-cpu
+  on_ascend w8a8-ascend "$work/w8a8" w8a8-cpu --enforce-eager
 }
 
 step_timing() {

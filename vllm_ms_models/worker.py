@@ -132,10 +132,20 @@ class MindSporeWorker(Worker):
         return size
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
-        """Nothing is compiled here; the seed is reset as vLLM does after its warm-up."""
+        """Graphs, if the model is compiled; then the seed is reset as vLLM does after its warm-up."""
+        from vllm_ms_models import kernels
+
+        seconds = 0.0
+        if kernels.get().name == "ascend-graph":
+            from vllm_ms_models.bridge.warm_up import compile_graphs
+
+            groups = [group.layer_names for group in self.model_runner.kv_cache_config.kv_cache_groups]
+            sizes = self.vllm_config.cache_config.block_size, self.model_config.max_model_len
+            seconds = compile_graphs(self.model_runner.model.run, groups, *sizes)
+            logger.info("Compiled the model in %.1f s.", seconds)
         set_random_seed(self.model_config.seed, self.parallel_config.data_parallel_index)
         freeze_gc_heap()
-        return CompilationTimes(language_model=0.0, encoder=0.0)
+        return CompilationTimes(language_model=seconds, encoder=0.0)
 
     def profile(self, is_start: bool = True, profile_prefix: str | None = None, **bounds: int | None) -> None:
         super().profile(is_start, profile_prefix, **bounds)

@@ -35,9 +35,10 @@ def graphs_give_the_cpus_tokens(folder: Any, monkeypatch: pytest.MonkeyPatch) ->
     in_float32(monkeypatch)
     monkeypatch.setattr(kernels, "choose", lambda device: AscendGraphKernels(StockOperators()))
     with engine(folder, max_num_batched_tokens=48, async_scheduling=False) as llm:
-        got = token_ids(greedy(llm, prompts, TOKENS))
         (graphs,) = llm.apply_model(lambda model: model.run)
-    assert isinstance(graphs, GraphedCell)
+        assert isinstance(graphs, GraphedCell)
+        assert {groups[0][0] for groups in graphs.graphs} == KINDS  # while it starts
+        got = token_ids(greedy(llm, prompts, TOKENS))
     assert got == want
     return graphs
 
@@ -57,7 +58,7 @@ def graphs_give_the_cpus_tokens(folder: Any, monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_formats(family: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = graphs_give_the_cpus_tokens(folder_of(family, name), monkeypatch)
-    assert graphs.compiles and {groups[0][0] for groups in graphs.graphs} == KINDS
+    assert graphs.compiles and len(graphs.graphs) == len(KINDS)
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ import torch
 
 from tests.ascend.whole_models import check, logprobs
 from tests.checkpoints import DEEPSEEK, checkpoint
+from tests.quantization import writers_others
+from tests.quantization.models import written
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"head_dim": 32, "num_key_value_heads": 2},
@@ -36,3 +38,12 @@ def test_a_model_is_as_near_to_float32_as_the_reference(family: str, monkeypatch
     } <= called
     assert ("grouped_matmul" in called) == (family in ("deepseek_v3", "qwen3_moe"))
     assert ("flash_attention" in called) == (family != "deepseek_v3")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["golden stick w8a8", "modelslim w8a8"])
+def test_static_inputs_in_16_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden Stick's have a scale for each input."""
+    folder = written("llama", writers_others.SCHEMES[name], **FAMILIES["llama"]).folder
+    called = check(name, lambda dtype, env: logprobs(folder, dtype, env), monkeypatch)
+    assert {"quantize", "quant_matmul"} <= called

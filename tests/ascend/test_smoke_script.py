@@ -107,13 +107,14 @@ def test_without_ascend_what_needs_it_is_skipped(tmp_path: Path) -> None:
     """And a server that ends is a failure, of which the report has the last lines."""
     message = f"serving on {socket.gethostname()}, 10.1.2.3, token=abcdefgh"
     env = with_vllm(tmp_path, f"#!/bin/sh\necho '{message}'\nexit 3\n")
-    steps = "device,checkpoint,serve-cpu,serve-ascend,two-devices,w8a8,timing"
+    steps = "device,checkpoint,serve-cpu,serve-ascend,graphs,two-devices,w8a8,timing"
     code, lines = ran(tmp_path, env, "--model", str(DEMO), "--only", steps)
     assert lines == [
         "SKIP  device (this host has no Ascend device)",
         "PASS  checkpoint",
         "FAIL  serve-cpu (serving on <name>, <address>, token=<secret>)",
         "SKIP  serve-ascend (this host has no Ascend device)",
+        "SKIP  graphs (this host has no Ascend device)",
         "SKIP  two-devices (this host has no 2 Ascend devices)",
         "SKIP  w8a8 (this host has no Ascend device)",
         "SKIP  timing (no server has answered)",
@@ -132,13 +133,14 @@ def test_without_ascend_what_needs_it_is_skipped(tmp_path: Path) -> None:
 )
 def test_answers_are_compared(tmp_path: Path, there: str, status: str, line: str) -> None:
     env = with_vllm(tmp_path, ANSWERING.format(python=sys.executable, there=there)) | {"ASCEND_SMOKE_DEVICES": "2"}
-    steps = "checkpoint,serve-cpu,serve-ascend,two-devices,timing"
+    steps = "checkpoint,serve-cpu,serve-ascend,graphs,two-devices,timing"
     code, lines = ran(tmp_path, env, "--model", str(DEMO), "--only", steps)
     found = [text.split(" (")[0] for text in lines]
     assert found == [
         "PASS  checkpoint",
         "PASS  serve-cpu",
         f"{status}  serve-ascend",
+        f"{status}  graphs",
         f"{status}  two-devices",
         "PASS  timing",
     ]
@@ -265,6 +267,7 @@ def test_the_whole_script_with_real_servers(tmp_path: Path) -> None:
         "PASS  checkpoint",
         "PASS  serve-cpu",
         "PASS  serve-ascend",
+        "PASS  graphs",
         "PASS  two-devices",
         "PASS  w8a8",
         "PASS  timing",
