@@ -121,7 +121,9 @@ class MindSporeWorker(Worker):
     def _determine_device_memory(self) -> int:
         """As `determine_available_memory`, of a device's own memory."""
         from vllm_ms_models import kernels
+        from vllm_ms_models.bridge.settle import settle
 
+        settle(self.model_runner.model)
         device = memory.HostMemory(*kernels.get().memory())
         cache = self.vllm_config.cache_config
         sequence, block = sequence_bytes(self.vllm_config, self.model_runner.get_kv_cache_spec())

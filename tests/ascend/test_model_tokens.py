@@ -94,3 +94,28 @@ def test_adapters_are_those_of_peft(family: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(kernels, "choose", lambda device: AscendKernels(standin))
     compare(family, max_num_batched_tokens=24)
     assert isinstance(kernels.get(), AscendKernels) and "paged_attention" in standin.called
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_packed_weights_are_on_the_device_before_its_free_memory_is_asked_for(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else the KV cache would be as much too large."""
+    folder = folder_of(family, "packed w4a16")
+    in_float32(monkeypatch)
+    standin = StandIn()
+    known: list[int] = []
+
+    def packed() -> int:
+        return sum("Int4" in str(upload) for upload in standin.uploads)
+
+    def memory() -> tuple[int, int]:
+        known.append(packed())
+        return 2 << 30, 1 << 30
+
+    monkeypatch.setattr(standin, "memory", memory)
+    monkeypatch.setattr(kernels, "choose", lambda device: AscendKernels(standin))
+    answers(folder)
+    linears = {"llama": 4, "qwen3_moe": 2 + 2}  # of qwen3_moe: experts in two stacks
+    assert set(known) == {2 * linears[family]} and packed() == known[0]  # of two layers

@@ -72,8 +72,7 @@ class GraphedCell:
     def __call__(self, ids: Tensor, batch: Batch, inputs_embeds: Tensor | None = None) -> Tensor:
         """`inputs_embeds` are of models that read images, which are not compiled."""
         assert inputs_embeds is None
-        if not self.started:
-            self._start()
+        self.start()
         numbers: dict[Any, int] = {}
         groups: list[Group] = []
         inputs: list[tuple[Tensor, ...]] = []
@@ -105,8 +104,13 @@ class GraphedCell:
             graph.construct = ms.jit(graph.construct)
         return graph
 
-    def _start(self) -> None:
-        """What was loaded into layers, as parameters: other tensors that they have would be constants of the graphs."""
+    def start(self) -> None:
+        """What was loaded into layers, as parameters: other tensors that they have would be constants of the graphs.
+
+        Once is enough.
+        """
+        if self.started:
+            return
         made: dict[int, tuple[Weight, Weight]] = {}  # a tied one is the same in both places
         for _, part in self.cell.cells_and_names():
             if isinstance(part, LatentHeads):

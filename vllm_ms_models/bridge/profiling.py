@@ -14,7 +14,7 @@ from vllm_ms_models.kernels import Kernels, Weight
 
 PREFIX = "ms::"  # of the events' names
 
-_NOT_IN_STEPS = ("load_", "new_", "set_", "describe", "cache_shape", "latent_cache_shape")
+_NOT_IN_STEPS = ("load_", "new_", "set_", "settle", "describe", "cache_shape", "latent_cache_shape")
 _METHODS = [
     name
     for name, member in vars(Kernels).items()

@@ -23,15 +23,15 @@ def compile_graphs(graphs: GraphedCell, groups: Sequence[Sequence[str]], block_s
     RuntimeError, with what MindSpore says as its cause, if one cannot be compiled.
     """
     started = time.monotonic()
-    windows = {getattr(layer, "window", None) for layer in graphs.layers} - {None}
+    windows = {layer.window for layer in graphs.layers if getattr(layer, "window", None) is not None}
     beyond = [(1, window + 1) for window in sorted(windows) if window < longest]
     for rows, length in (*STEPS, *beyond):
         place = graphs.kernels.place
         positions = np.arange(length - rows, length)
         slots = place(Tensor(positions % block_size, ms.int64))  # of the null block
         tables = np.full((1, -(-length // block_size)), NULL_BLOCK)
-        arrays = (Tensor(array, ms.int32) for array in ([0, rows], [length], tables))
-        sequences = PagedSequences(*arrays, rows, length)
+        starts, lengths, blocks = (Tensor(array, ms.int32) for array in ([0, rows], [length], tables))
+        sequences = PagedSequences(starts, lengths, blocks, rows, length)
         caches = {name: view for names in groups for view in [CacheView(sequences, slots)] for name in names}
         batch = Batch(place(Tensor(positions, ms.int64)), caches)
         try:

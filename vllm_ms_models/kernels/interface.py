@@ -149,6 +149,14 @@ class Kernels(ABC):
         Parts that share an input are quicker to multiply, since it is rounded once.
         """
 
+    def settle(self, weight: Weight, dtype: ms.Type) -> None:  # noqa: B027 (most have nothing to do)
+        """`weight` is loaded: what its products with activations of `dtype` need is made now, not by the first one."""
+
+    def settle_experts(  # noqa: B027
+        self, gate_up: Sequence[Weight], down: Sequence[Weight], biased: tuple[bool, bool], dtype: ms.Type
+    ) -> None:
+        """The same of weights for `experts`; `biased` says whether there are biases for either."""
+
     # --- dense -------------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -106,10 +106,16 @@ def product(fused: Any, x: Tensor, weight: FloatInputWeight) -> Tensor:
         result: Tensor = fused.matmul(fused.to_device(x.astype(ms.float32)), matrix)
         return result
     if not isinstance(state, Packed) or state.scales.dtype != x.dtype:
-        state = packed(fused, weight, x.dtype)
-        weight.state[0] = state
+        state = settle(fused, weight, x.dtype)
     result = fused.weight_quant_matmul(x, state.values, state.scales, state.offsets, state.group_size)
     return result
+
+
+def settle(fused: Any, weight: FloatInputWeight, dtype: ms.Type) -> Packed:
+    """Pack it for activations of `dtype`; what was loaded goes."""
+    made = packed(fused, weight, dtype)
+    weight.state[0] = made
+    return made
 
 
 def packed(fused: Any, weight: FloatInputWeight, dtype: ms.Type) -> Packed:

@@ -8,7 +8,7 @@ import numpy as np
 from mindspore import Tensor
 
 from vllm_ms_models.kernels import float8
-from vllm_ms_models.kernels.ascend import caches, dense, operators, weights
+from vllm_ms_models.kernels.ascend import caches, dense, integers, operators, weights
 from vllm_ms_models.kernels.ascend import routing as routing_on_ascend
 from vllm_ms_models.kernels.ascend.attention import Attention
 from vllm_ms_models.kernels.ascend.experts import Experts
@@ -85,6 +85,17 @@ class AscendKernels(Kernels):
 
     def set_input(self, weight: Weight, part: int, scale: float, offset: int) -> None:
         weights.set_input(weight, part, scale, offset)
+
+    def settle(self, weight: Weight, dtype: ms.Type) -> None:
+        if isinstance(weight, integers.FloatInputWeight):
+            integers.settle(self._ops, weight, dtype)
+
+    def settle_experts(
+        self, gate_up: Sequence[Weight], down: Sequence[Weight], biased: tuple[bool, bool], dtype: ms.Type
+    ) -> None:
+        if self._experts.stacks((gate_up, down), biased, dtype) is None:
+            for weight in (*gate_up, *down):
+                self.settle(weight, dtype)
 
     # --- dense -------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,26 @@
+"""Putting on a device, once all is loaded, what its kernels would else put there at the first step.
+
+So the size of the KV cache counts it.
+"""
+
+from typing import Any
+
+from vllm_ms_models import kernels
+from vllm_ms_models.bridge.tensors import DTYPES
+from vllm_ms_models.kernels import Weight
+from vllm_ms_models.layers.moe import MoE
+
+
+def settle(model: Any) -> None:
+    """The weights of a model, one of bridge/model.py."""
+    active, dtype = kernels.get(), DTYPES[model.dtype]
+    if active.name == "ascend-graph":
+        model.run.start()
+        return
+    for _, part in model.cell.cells_and_names():
+        weight = getattr(getattr(part, "scheme", None), "weight", None)
+        if isinstance(weight, Weight):
+            active.settle(weight, dtype)
+        if isinstance(part, MoE):
+            gate_up_bias, down_bias = part.biases
+            active.settle_experts(part.gate_up, part.down, (gate_up_bias is not None, down_bias is not None), dtype)
