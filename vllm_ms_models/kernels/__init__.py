@@ -3,8 +3,9 @@
 import logging
 import os
 
-from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
+from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, Weight
 from vllm_ms_models.kernels.low_rank import Addend, LowRank
+from vllm_ms_models.kernels.paged_sequences import PagedSequences
 from vllm_ms_models.kernels.routing import Routing
 from vllm_ms_models.kernels.sampling import Sampling
 

@@ -12,7 +12,6 @@ Three back ends implement it: `reference` (plain MindSpore operators; the defini
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import mindspore as ms
@@ -20,40 +19,12 @@ import numpy as np
 from mindspore import Tensor
 
 from vllm_ms_models.kernels.low_rank import Addend, LowRank
+from vllm_ms_models.kernels.paged_sequences import PagedSequences
 from vllm_ms_models.kernels.routing import Routing
 from vllm_ms_models.kernels.sampling import Sampling
 from vllm_ms_models.kernels.weight import Integers, Weight
 
 SCALE_BYTES = 4  # of the float32 scale beside each row of a cache of int8
-
-
-@dataclass(frozen=True)
-class PagedSequences:
-    """Where the sequences of a batch lie in the rows of an activation and in the paged KV cache (all int32).
-
-    Sequence i owns activation rows `query_start[i]:query_start[i+1]`, which are its last positions; with them it is
-    `seq_lens[i]` tokens long. Its position p lies in cache block `block_tables[i, p // block_size]` at offset
-    `p % block_size`. Entries of `block_tables` beyond a sequence's length are arbitrary.
-    """
-
-    query_start: Tensor  # [sequences + 1]
-    seq_lens: Tensor  # [sequences]
-    block_tables: Tensor  # [sequences, max_blocks]
-    max_query_len: int
-    max_seq_len: int
-
-    @property
-    def num_sequences(self) -> int:
-        return self.seq_lens.shape[0]
-
-    def part(self, begin: int, end: int) -> "PagedSequences":
-        """Sequences `begin` up to `end`; their rows are counted from the first one's."""
-        starts, lengths = self.query_start.asnumpy()[begin : end + 1], self.seq_lens.asnumpy()[begin:end]
-        tables = self.block_tables.asnumpy()[begin:end]
-        start, length, blocks = (
-            Tensor.from_numpy(np.ascontiguousarray(array)) for array in (starts - starts[0], lengths, tables)
-        )
-        return PagedSequences(start, length, blocks, int(np.diff(starts).max()), int(lengths.max()))
 
 
 class Kernels(ABC):

@@ -24,8 +24,9 @@ from vllm_ms_models.kernels import (
     reference_low_rank,
     reference_weights,
 )
-from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
+from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, Weight
 from vllm_ms_models.kernels.low_rank import Addend, LowRank
+from vllm_ms_models.kernels.paged_sequences import PagedSequences
 from vllm_ms_models.kernels.reference_elementwise import sigmoid
 from vllm_ms_models.kernels.reference_memory import cast as _cast
 from vllm_ms_models.kernels.reference_memory import copy as _copy

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from mindspore import Tensor, mint, ops
 
-from vllm_ms_models.kernels.interface import PagedSequences, Weight
+from vllm_ms_models.kernels.interface import Weight
+from vllm_ms_models.kernels.paged_sequences import PagedSequences
 from vllm_ms_models.kernels.reference_memory import cast, copy, memory
 
 _SCORE_CHUNK = 1 << 24  # attention scores at a time: 64 MB

@@ -1,6 +1,6 @@
 """The Ascend back end: the kernels on MindSpore's fused operators. **Not run on hardware.**
 
-`VLLM_MS_DEVICE=ascend` chooses it. tests/ascend holds every operator call against MindSpore's own inference of
+`VLLM_MS_DEVICE=ascend` chooses it; most models run as compiled graphs of it (`graph`). tests/ascend holds every operator call against MindSpore's own inference of
 arguments and dtypes, and results against the reference's, by computing what the operators mean. `selfcheck` is the
 first thing to run on a device (docs/ascend.md).
 

@@ -17,7 +17,7 @@ from vllm_ms_models.kernels.ascend import dense, dtypes
 from vllm_ms_models.kernels.ascend.caches import HEAD_MULTIPLE, Writer, half_blocks, head_size_of, is_fused
 from vllm_ms_models.kernels.ascend.plain_attention import PlainAttention
 from vllm_ms_models.kernels.ascend.prepared import Prepared, triangle
-from vllm_ms_models.kernels.interface import PagedSequences
+from vllm_ms_models.kernels.paged_sequences import PagedSequences
 
 # What FlashAttentionScore's documentation allows: features of a head, heads, sequences.
 FLASH_SIZE, FLASH_HEADS, FLASH_SEQUENCES = 512, 256, 2048

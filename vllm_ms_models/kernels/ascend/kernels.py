@@ -15,8 +15,9 @@ from vllm_ms_models.kernels.ascend.experts import Experts
 from vllm_ms_models.kernels.ascend.latent_attention import LatentAttention
 from vllm_ms_models.kernels.ascend.low_rank import LowRankProducts
 from vllm_ms_models.kernels.ascend.sampling import DeviceSampling
-from vllm_ms_models.kernels.interface import Kernels, PagedSequences
+from vllm_ms_models.kernels.interface import Kernels
 from vllm_ms_models.kernels.low_rank import Addend, LowRank
+from vllm_ms_models.kernels.paged_sequences import PagedSequences
 from vllm_ms_models.kernels.routing import Routing
 from vllm_ms_models.kernels.weight import Integers, Weight
 

@@ -15,7 +15,7 @@ from vllm_ms_models.kernels.ascend import dense, dtypes
 from vllm_ms_models.kernels.ascend.attention import Attention, with_rows
 from vllm_ms_models.kernels.ascend.caches import HEAD_MULTIPLE
 from vllm_ms_models.kernels.ascend.prepared import Prepared
-from vllm_ms_models.kernels.interface import PagedSequences
+from vllm_ms_models.kernels.paged_sequences import PagedSequences
 from vllm_ms_models.kernels.weight import Weight
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor, mint
 
 from vllm_ms_models.kernels.ascend import dtypes
-from vllm_ms_models.kernels.interface import PagedSequences
+from vllm_ms_models.kernels.paged_sequences import PagedSequences
 
 MASK_SIZE = 128  # of the triangle that FlashAttentionScore repeats along the diagonal
 MASKED = -10000.0  # added to a score that must not count

@@ -17,8 +17,9 @@ from mindspore._c_expression import TensorPy  # the base class of Tensor, all in
 
 from vllm_ms_models.kernels import float8, integer_checks
 from vllm_ms_models.kernels.cpu.loader import load
-from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, PagedSequences, Weight
+from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, Weight
 from vllm_ms_models.kernels.low_rank import Addend, LowRank, reduced_width
+from vllm_ms_models.kernels.paged_sequences import PagedSequences
 from vllm_ms_models.kernels.routing import Routing
 
 _NAMES = {

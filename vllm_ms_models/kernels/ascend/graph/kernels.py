@@ -16,7 +16,7 @@ from vllm_ms_models.kernels.ascend.graph.weights import GraphWeight, graph_weigh
 from vllm_ms_models.kernels.ascend.kernels import AscendKernels
 from vllm_ms_models.kernels.ascend.prepared import triangle
 from vllm_ms_models.kernels.ascend.routing import chosen
-from vllm_ms_models.kernels.interface import PagedSequences
+from vllm_ms_models.kernels.paged_sequences import PagedSequences
 from vllm_ms_models.kernels.routing import Routing
 from vllm_ms_models.kernels.weight import Weight
 
