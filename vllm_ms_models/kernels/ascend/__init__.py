@@ -1,8 +1,8 @@
 """The Ascend back end: the kernels on MindSpore's fused operators. **Not run on hardware.**
 
 `VLLM_MS_DEVICE=ascend` chooses it; most models are compiled to graphs of it (`graph`). tests/ascend holds every
-operator call against MindSpore's own inference of arguments and dtypes, and results against the reference's, by computing
-what the operators mean. `selfcheck` is the first thing to run on a device (docs/ascend.md).
+operator call against MindSpore's own inference of arguments and dtypes, and results against the reference's, by
+computing what the operators mean. `selfcheck` is the first thing to run on a device (docs/ascend.md).
 
 What has no fused operator, or none here yet, raises NotImplementedError with a sentence: float32 models, zero points of
 weights for int8 activations, weights in groups that are no multiples of 32.
