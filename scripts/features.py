@@ -150,7 +150,8 @@ The columns of families are for CPUs; on Ascend nothing was run.
 NOTES = """
 ## What has no effect
 
-* Compilation and CUDA-graph settings: nothing is compiled at run time.
+* Compilation and CUDA-graph settings: nothing is compiled at run time on a CPU. (`--enforce-eager` has an effect on
+  [Ascend](ascend.md#devices-of-a-server-and-memory).)
 * `--async-scheduling`: always off. With it vLLM schedules the next step while a device computes the present one. Its
   runner hands tokens over through CUDA streams and events, which torch has not on a host without CUDA ("Tried to
   instantiate dummy base class Event"). With stand-ins for these, tried on the demo, the tokens are the same and steps
