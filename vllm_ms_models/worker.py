@@ -121,9 +121,7 @@ class MindSporeWorker(Worker):
     def _determine_device_memory(self) -> int:
         """As `determine_available_memory`, of a device's own memory."""
         from vllm_ms_models import kernels
-        from vllm_ms_models.bridge.settle import settle
 
-        settle(self.model_runner.model)
         device = memory.HostMemory(*kernels.get().memory())
         cache = self.vllm_config.cache_config
         sequence, block = sequence_bytes(self.vllm_config, self.model_runner.get_kv_cache_spec())
@@ -138,7 +136,7 @@ class MindSporeWorker(Worker):
         from vllm_ms_models import kernels
 
         seconds = 0.0
-        if kernels.get().name == "ascend-graph":
+        if kernels.get().compiled:
             from vllm_ms_models.bridge.warm_up import compile_graphs
 
             groups = [group.layer_names for group in self.model_runner.kv_cache_config.kv_cache_groups]

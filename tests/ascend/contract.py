@@ -129,7 +129,7 @@ def _gather(table: Tensor, rows: Tensor) -> list[Shape]:
 
 
 def _batch_matmul(x: Tensor, y: Tensor, transposed: bool) -> list[Shape]:
-    ask(x.dtype == y.dtype == ms.float32 and x.ndim == y.ndim == 3 and x.shape[0] == y.shape[0], "batches of float32")
+    ask(x.dtype == y.dtype and x.ndim == y.ndim == 3 and x.shape[0] == y.shape[0], "batches of one dtype")
     taken, given = (2, 1) if transposed else (1, 2)
     ask(x.shape[2] == y.shape[taken], "matrices that fit")
     return _like(x, y.shape[given])

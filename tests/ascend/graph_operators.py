@@ -102,10 +102,10 @@ def quant_matmul(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, token_s
 
 
 def weight_quant_matmul(x: Tensor, weight: Tensor, scale: Tensor, offset: Any, group_size: int) -> Tensor:
-    return ops.matmul(x, _widened(weight, scale, offset, group_size))
+    return ops.matmul(x, widened(weight, scale, offset, group_size))
 
 
-def _widened(weight: Tensor, scale: Tensor, offset: Any, group_size: int) -> Tensor:
+def widened(weight: Tensor, scale: Tensor, offset: Any, group_size: int) -> Tensor:
     """`[in, out]` in floats, of a scale for each of the outputs or for each group of inputs."""
     inputs, outputs = weight.shape
     size = group_size or inputs
@@ -155,7 +155,7 @@ def paged_attention(
     v = v[..., :mla_v_dim] if mla_v_dim else v
     q = query.reshape(-1, kv_heads, group, size)
     scores = ops.matmul(q, k.transpose(0, 2, 3, 1)) * scale  # [rows, kv_heads, group, width]
-    known = _numbers(k[0, :, 0, 0]).reshape(1, -1) < gather(lengths.astype(ms.float32).reshape(-1, 1), of_rows)
+    known = numbers(k[0, :, 0, 0]).reshape(1, -1) < gather(lengths.astype(ms.float32).reshape(-1, 1), of_rows)
     scores = _where(known.reshape(-1, 1, 1, width), scores)
     if mask is not None:
         longest = mask.shape[1]
@@ -176,7 +176,7 @@ def flash_attention(
     k = key.reshape(-1, kv_heads, 1, size).transpose(1, 2, 3, 0)
     v = value.reshape(-1, kv_heads, 1, size).transpose(1, 2, 0, 3)
     own = _sequences(query, query_lens, False).reshape(-1, 1)
-    places = _numbers(query[:, 0]).reshape(-1, 1)
+    places = numbers(query[:, 0]).reshape(-1, 1)
     seen = ops.logical_and(own == own.reshape(1, -1), places >= places.reshape(1, -1))
     scores = _where(seen.reshape(1, 1, rows, rows), ops.matmul(q, k) * scale)
     return ops.matmul(_shares(scores), v).transpose(2, 0, 1, 3).reshape(-1, heads * size)
@@ -192,20 +192,20 @@ def _shares(scores: Tensor) -> Tensor:
     return powers / ops.ReduceSum(True)(powers, (-1,))
 
 
-def _numbers(x: Tensor) -> Tensor:
+def numbers(x: Tensor) -> Tensor:
     """0, 1, 2 ... in float32, as many as `x` has."""
     return ops.cumsum(ops.ones_like(x).astype(ms.float32), 0) - 1.0
 
 
 def _sequences(query: Tensor, lengths: Tensor, decoding: bool) -> Tensor:
     """Which sequence each row of `query` is of, int32."""
-    rows = _numbers(query[:, 0])
+    rows = numbers(query[:, 0])
     if decoding:
         return rows.astype(ms.int32)
-    return _stretches(rows, lengths)
+    return stretches(rows, lengths)
 
 
-def _stretches(rows: Tensor, lengths: Tensor) -> Tensor:
+def stretches(rows: Tensor, lengths: Tensor) -> Tensor:
     """Which of the stretches with these lengths each of `rows` lies in, int32."""
     ends = ops.cumsum(lengths.astype(ms.float32), 0)
     passed = (rows.reshape(-1, 1) >= ends.reshape(1, -1)).astype(ms.float32)

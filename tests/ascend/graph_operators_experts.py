@@ -5,7 +5,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, ops
 
-from tests.ascend.graph_operators import _numbers, _stretches, _widened, gather
+from tests.ascend.graph_operators import gather, numbers, stretches, widened
 
 
 def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -42,18 +42,18 @@ def fill(x: Tensor, mask: Tensor, value: float) -> Tensor:
 def route(x: Tensor, ids: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
     choices = ids.reshape(-1).astype(ms.float32)
     count, k = choices.shape[0], ids.shape[1]
-    numbers = _numbers(choices)
-    order = ops.Sort()(choices * count + numbers)[1]  # by expert, then by token
+    places_of = numbers(choices)
+    order = ops.Sort()(choices * count + places_of)[1]  # by expert, then by token
     places = ops.Sort()(order.astype(ms.float32))[1]
     tokens = ((order.astype(ms.float32) + 0.5) / k).astype(ms.int32)
-    each = _numbers(ops.ones(experts, ms.float32)).reshape(1, -1)
+    each = numbers(ops.ones(experts, ms.float32)).reshape(1, -1)
     counts = ops.ReduceSum()((choices.reshape(-1, 1) == each).astype(ms.float32), (0,))
     return gather(x, tokens), places, counts.astype(ms.int32)
 
 
 def _each(x: Tensor, matrices: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Rows times their experts' matrices `[experts, in, out]`, and their experts; those beyond are any's."""
-    experts = _stretches(_numbers(x[:, 0]), counts)
+    experts = stretches(numbers(x[:, 0]), counts)
     experts = ops.minimum(experts, ops.full_like(experts, matrices.shape[0] - 1))
     rows = x.reshape(-1, 1, x.shape[1])
     return ops.BatchMatMul()(rows, gather(matrices, experts).astype(ms.float32)).reshape(-1, matrices.shape[2]), experts
@@ -71,7 +71,7 @@ def grouped_weight_quant_matmul(
     size = inputs if scale.ndim == 2 else inputs // scale.shape[1]
     matrices: tuple[Tensor, ...] = ()
     for i in range(experts):
-        matrices = (*matrices, _widened(weight[i], scale[i], None if offset is None else offset[i], size))
+        matrices = (*matrices, widened(weight[i], scale[i], None if offset is None else offset[i], size))
     return grouped_matmul(x, ops.stack(matrices), counts, bias)
 
 

@@ -6,12 +6,13 @@ from typing import Any
 import mindspore as ms
 import pytest
 
-from tests.ascend.whole_graphs import STEPS, cell_of, check_inferred
+from tests.ascend.whole_graphs import STEPS, check_inferred, graphs_of
 from tests.checkpoints import DEEPSEEK, config
 from tests.quantization.test_quantized_experts import SCHEMES
 from tests.zoo.family import families
 from vllm_ms_models import registry
 from vllm_ms_models.bridge.compiling import COMPILED
+from vllm_ms_models.distributed.communication import GraphGroup
 
 STEPS_AND_DTYPES = [
     pytest.param(
@@ -60,8 +61,8 @@ def family_config(name: str, options: dict[str, Any]) -> Any:
 )
 def test_families(family: str, case: str, kind: str, dtype: Any) -> None:
     known = families()[family]
-    cell = cell_of(known.architectures[0], family_config(family, dict(known.cases[case])), dtype)
-    check_inferred(cell, kind, dtype)
+    made = family_config(family, dict(known.cases[case]))
+    check_inferred(graphs_of(known.architectures[0], made, dtype), kind)
 
 
 @STEP
@@ -76,14 +77,12 @@ def test_families(family: str, case: str, kind: str, dtype: Any) -> None:
 def test_formats(family: str, name: str, kind: str, dtype: Any) -> None:
     settings = dict(SCHEMES[name].config or {}) | {"ignore": ["lm_head", "re:.*kv_b_proj$", "re:.*mlp.gate$"]}
     architecture = families()[family].architectures[0]
-    check_inferred(cell_of(architecture, config(family, **QUANTIZED[family]), dtype, settings), kind, dtype)
+    check_inferred(graphs_of(architecture, config(family, **QUANTIZED[family]), dtype, settings), kind)
 
 
 @STEP
 def test_experts_of_other_ranks(kind: str, dtype: Any) -> None:
     """And the sum over ranks, as it is compiled."""
-    from vllm_ms_models.distributed.communication import GraphGroup
-
     context: dict[str, Any] = {"tensor_parallel": GraphGroup(1, 2, "nobody"), "expert_parallel": True}
     made = config("qwen3_moe", **QUANTIZED["qwen3_moe"])
-    check_inferred(cell_of("Qwen3MoeForCausalLM", made, dtype, **context), kind, dtype)
+    check_inferred(graphs_of("Qwen3MoeForCausalLM", made, dtype, **context), kind)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from tests.ascend.contract import copied, write_rows
-from tests.ascend.steps import step_of
+from tests.ascend import graph_operators, graph_operators_experts
+from tests.ascend.contract import PRIMITIVES, copied, write_rows
+from tests.ascend.steps import BLOCK, step_of
 from vllm_ms_models import kernels, registry
 from vllm_ms_models.bridge.graph import GraphedCell
 from vllm_ms_models.kernels.ascend import operators
@@ -23,8 +24,17 @@ from vllm_ms_models.quantization.schemes import FromCheckpoint
 # Rows, and positions in all, of each sequence.
 STEPS = {"decode": [(1, 7), (1, 20)], "fresh": [(5, 5), (20, 20)], "mixed": [(5, 9), (1, 20)]}
 
-# Which kernel a CPU lacks first; before it is looked for, all has been inferred.
-NO_KERNEL = r"Kernel select failed:[^A-Za-z]*(Unsupported op |Select CPU operator)\[(\w+)\]"
+# A CPU lacks the kernel of one of the back end's operators; before kernels are looked for, all has been inferred.
+NO_KERNEL = (
+    rf"Kernel select failed:[^A-Za-z]*(Unsupported op |Select CPU operator)\[({'|'.join(PRIMITIVES.values())})\]"
+)
+
+
+class StockOperators:
+    """Stock operators that a CPU has in a graph, in place of the fused ones: they mean the same, in float32."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(graph_operators if hasattr(graph_operators, name) else graph_operators_experts, name)
 
 
 class WithoutMemory:
@@ -38,12 +48,11 @@ class WithoutMemory:
         return getattr(operators, name)
 
 
-def cell_of(
+def graphs_of(
     architecture: str, config: Any, dtype: Any, quantization: Mapping[str, Any] | None = None, **context: Any
-) -> Any:
-    """A model of example weights, of which caches have 8 blocks of 16."""
-    active = AscendGraphKernels(WithoutMemory())
-    kernels.use(active)
+) -> GraphedCell:
+    """Those of a model of example weights."""
+    kernels.use(AscendGraphKernels(WithoutMemory()))
     if quantization is not None:
         context["quantization"] = FromCheckpoint(from_config(quantization))
     cell = registry.lookup(architecture)(config, ModelContext(dtype, 64, **context)).set_train(False)
@@ -53,27 +62,29 @@ def cell_of(
     for slot in sorted(slots, key=lambda slot: not slot.early):
         shape = slot.part_shape
         slot.load(rng.uniform(-1, 1, shape).astype(np.float32) if slot.example is None else slot.example(shape))
-    for part in parts:
+    return graphed(cell, dtype)
+
+
+def graphed(cell: Any, dtype: Any) -> GraphedCell:
+    """Of a model that is loaded, with caches of 8 blocks."""
+    active = kernels.get()
+    for _, part in cell.cells_and_names():
         if hasattr(part, "finish_loading"):
             part.finish_loading()
         if isinstance(part, Attention):
-            part.cache = active.new_cache((8, 2, 16, part.num_kv_heads, part.head_size), dtype)
+            part.cache = active.new_cache((8, 2, BLOCK, part.num_kv_heads, part.head_size), dtype)
         elif isinstance(part, LatentAttention):
-            part.cache = active.new_cache((8, 16, part.width), dtype)
-    return cell
-
-
-def run(cell: Any, kind: str, dtype: Any) -> GraphedCell:
-    """Compile the graph of that kind of steps, and run it."""
-    step = step_of(STEPS[kind], np.random.default_rng(0))
-    view = CacheView(step.sequences, step.slots)
-    graphs = GraphedCell(cell, kernels.get(), dtype)
-    graphs(
-        Tensor(np.zeros(step.tokens, np.int32)), Batch(step.positions, {layer.name: view for layer in graphs.layers})
-    )
+            part.cache = active.new_cache((8, BLOCK, part.width), dtype)
+    graphs = GraphedCell(cell, active, dtype)
+    graphs.start()
     return graphs
 
 
-def check_inferred(cell: Any, kind: str, dtype: Any) -> None:
+def check_inferred(graphs: GraphedCell, kind: str) -> None:
+    """That MindSpore infers all of the graph for that kind of steps."""
+    step = step_of(STEPS[kind], np.random.default_rng(0))
+    view = CacheView(step.sequences, step.slots)
+    batch = Batch(step.positions, {layer.name: view for layer in graphs.layers})
     with pytest.raises((RuntimeError, TypeError), match=NO_KERNEL):
-        run(cell, kind, dtype)
+        graphs(Tensor(np.zeros(step.tokens, np.int32)), batch)
+    assert {group[0] for groups in graphs.graphs for group in groups} == {kind}

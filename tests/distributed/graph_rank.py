@@ -7,31 +7,29 @@ Arguments: architecture, the checkpoint's folder, where rank 0 writes its logits
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, communication
 from transformers import AutoConfig
 
-from tests.ascend.test_graph_models import StockOperators
+from tests.ascend.steps import BLOCK
+from tests.ascend.whole_graphs import StockOperators, graphed
 from vllm_ms_models import checkpoint, compat, kernels, registry
 from vllm_ms_models.bridge.graph import GraphedCell
 from vllm_ms_models.distributed.communication import GraphGroup
 from vllm_ms_models.kernels import PagedSequences
 from vllm_ms_models.kernels.ascend import dtypes
 from vllm_ms_models.kernels.ascend.graph import AscendGraphKernels
-from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch, CacheView
 from vllm_ms_models.layers.context import ModelContext
 
-BLOCK = 16
 PROMPTS = ([7, 1, 8, 2], [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4])
 # Tokens of each prompt by step: without context, some of both kinds, one each.
 STEPS = ((2, 9), (1, 10), (1, 1))
 
 
-def model(architecture: str, folder: str) -> Any:
+def model(architecture: str, folder: str) -> GraphedCell:
     group = GraphGroup(
         communication.get_rank(), communication.get_group_size(), communication.GlobalComm.WORLD_COMM_GROUP
     )
@@ -40,12 +38,7 @@ def model(architecture: str, folder: str) -> Any:
     parts = [part for _, part in cell.cells_and_names()]
     slots = [slot for part in parts if hasattr(part, "slots") for slot in part.slots()]
     checkpoint.load(folder, slots, progress=False)
-    for part in parts:
-        if hasattr(part, "finish_loading"):
-            part.finish_loading()
-        if isinstance(part, Attention):
-            part.cache = kernels.get().new_cache((8, 2, BLOCK, part.num_kv_heads, part.head_size), ms.float32)
-    return cell
+    return graphed(cell, ms.float32)
 
 
 def main(architecture: str, folder: str, target: str) -> None:
@@ -57,12 +50,11 @@ def main(architecture: str, folder: str, target: str) -> None:
         return
     dtypes.TAKEN = (ms.float32,)
     kernels.use(AscendGraphKernels(StockOperators()))
-    cell = model(architecture, folder)
-    graphs = GraphedCell(cell, kernels.get(), ms.float32)
+    graphs = model(architecture, folder)
     found: list[list[np.ndarray]] = [[] for _ in PROMPTS]
     done = [0] * len(PROMPTS)
     for counts in STEPS:
-        logits = cell.logits(graphs(*step(done, counts, graphs))).asnumpy()
+        logits = graphs.cell.logits(graphs(*step(done, counts, graphs))).asnumpy()
         for rows, part in zip(found, np.split(logits, np.cumsum(counts)[:-1]), strict=True):
             rows.append(part)
         done = [before + count for before, count in zip(done, counts, strict=True)]

@@ -1,38 +1,15 @@
 """MindSpore's own collectives, as far as they can be called without a device."""
 
 import inspect
-import os
-import subprocess
-import sys
 
 from mindspore.mint import distributed
 
-from tests.servers import free_port
-
-ROLES = ({"MS_ROLE": "MS_SCHED"}, {"MS_ROLE": "MS_WORKER"}, {"MS_ROLE": "MS_WORKER"})
+from tests.distributed.device_ranks import run_ranks
 
 
 def test_device_group() -> None:
-    """Two processes and MindSpore's scheduler; device_rank.py compares."""
-    common = {"MS_WORKER_NUM": "2", "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.distributed.device_rank"],
-            env=os.environ | common | role,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for role in ROLES
-    ]
-    try:
-        for process in processes[1:]:
-            output, _ = process.communicate(timeout=180)
-            assert "all agree" in output, output[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    """device_rank.py compares."""
+    run_ranks("tests.distributed.device_rank", done="all agree")
 
 
 def test_the_calls_that_set_groups_up_fit_their_signatures() -> None:

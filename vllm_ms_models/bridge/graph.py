@@ -55,7 +55,8 @@ class _Graph(nn.Cell):
 class GraphedCell:
     """In place of a model's Cell: its `construct(ids, batch)` by graphs, each compiled at its first use.
 
-    `dtype` is that of activations. What no graph can hold runs operator by operator, in the same way otherwise.
+    `dtype` is that of activations; `start` is called once, when all is loaded. What no graph can hold runs operator by
+    operator, in the same way otherwise.
     """
 
     def __init__(self, cell: Any, active: Kernels, dtype: ms.Type) -> None:
@@ -65,73 +66,76 @@ class GraphedCell:
         self.dtype = dtype
         parts = [part for _, part in cell.cells_and_names()]
         self.layers: list[Any] = [part for part in parts if isinstance(part, Attention | LatentAttention)]
-        self.started = False
+        self.traits = [_traits(layer) for layer in self.layers]
         self.compiles = True
         self.graphs: dict[tuple[Group, ...], Any] = {}
 
     def __call__(self, ids: Tensor, batch: Batch, inputs_embeds: Tensor | None = None) -> Tensor:
         """`inputs_embeds` are of models that read images, which are not compiled."""
         assert inputs_embeds is None
-        self.start()
         numbers: dict[Any, int] = {}
         groups: list[Group] = []
         inputs: list[tuple[Tensor, ...]] = []
         of_layers: list[int] = []
-        for layer in self.layers:
+        for layer, traits in zip(self.layers, self.traits, strict=True):
             view = batch.caches[layer.name]
-            window, causal, heads, size = _traits(layer)
-            key = id(view), window, causal, heads, size
-            if key not in numbers:
-                numbers[key] = len(groups)
-                block_size = layer.cache[0].shape[1]
-                kind, given = self.kernels.kind_of(view.sequences, block_size, window, heads, size)
+            number = numbers.setdefault((id(view), traits), len(groups))
+            if number == len(groups):
+                window, causal, heads, size = traits
+                kind, given = self.kernels.kind_of(view.sequences, layer.cache[0].shape[1], window, heads, size)
                 groups.append((kind, window, causal))
                 inputs.append((view.slots.astype(ms.int32), *given))
-            of_layers.append(numbers[key])
-        arguments = ids, batch.positions, tuple(inputs)
-        if tuple(groups) not in self.graphs:
-            self.graphs[tuple(groups)] = self._make(tuple(of_layers), tuple(groups), *arguments)
-        return self.graphs[tuple(groups)](ids, batch.positions, ms.mutable(tuple(inputs)))
+            of_layers.append(number)
+        key = tuple(groups)
+        if key not in self.graphs:
+            self.graphs[key] = self._make(tuple(of_layers), key, ids, batch.positions, inputs)
+        return self.graphs[key](ids, batch.positions, ms.mutable(tuple(inputs)))
 
     def _make(
         self, of_layers: tuple[int, ...], groups: tuple[Group, ...], ids: Tensor, positions: Tensor, inputs: Any
     ) -> Any:
-        names = tuple(layer.name for layer in self.layers)
-        graph: Any = _Graph(self.cell, names, of_layers, groups, self.dtype)
+        graph = self.as_written(of_layers, groups)
         if self.compiles:
             sizes = tuple(tuple(map(_any_size, group)) for group in inputs)
             graph.set_inputs(_any_size(ids), _any_size(positions), ms.mutable(sizes))
             graph.construct = ms.jit(graph.construct)
         return graph
 
-    def start(self) -> None:
-        """What was loaded into layers, as parameters: other tensors that they have would be constants of the graphs.
+    def as_written(self, of_layers: tuple[int, ...], groups: tuple[Group, ...]) -> Any:
+        """What a graph is compiled of, which gives the same operator by operator."""
+        names = tuple(layer.name for layer in self.layers)
+        return _Graph(self.cell, names, of_layers, groups, self.dtype)
 
-        Once is enough.
-        """
-        if self.started:
-            return
+    def start(self) -> None:
+        """What was loaded into layers, as parameters: other tensors that they have would be constants of the graphs."""
         made: dict[int, tuple[Weight, Weight]] = {}  # a tied one is the same in both places
         for _, part in self.cell.cells_and_names():
             if isinstance(part, LatentHeads):
-                for name in ("keys", "values"):
-                    matrices = self.kernels.stacked(getattr(part, name))
-                    delattr(part, name)
-                    setattr(part, name, matrices)
-                part.absorbing = []
+                self._start_heads(part)
             elif isinstance(part, MoE):
                 self._start_experts(part)
-            for owner in (part, getattr(part, "scheme", None)):
-                for name, value in list(vars(owner).items()) if owner is not None else ():
-                    if isinstance(value, Weight):
-                        if id(value) not in made:
-                            made[id(value)] = value, self.kernels.graph_weight(value, self.dtype)
-                        setattr(owner, name, made[id(value)][1])
-                    elif isinstance(value, Tensor) and not isinstance(value, ms.Parameter):
-                        delattr(owner, name)
-                        setattr(owner, name, self._parameter(value, name))
+            self._start_tensors(part, made)
+            if getattr(part, "scheme", None) is not None:
+                self._start_tensors(part.scheme, made)
         self.kernels.start_graphs(self.dtype)
-        self.started = True
+
+    def _start_tensors(self, owner: Any, made: dict[int, tuple[Weight, Weight]]) -> None:
+        """Those that are attributes of a layer, or of how it stores its weight."""
+        for name, value in list(vars(owner).items()):
+            if isinstance(value, Weight):
+                if id(value) not in made:
+                    made[id(value)] = value, self.kernels.graph_weight(value, self.dtype)
+                setattr(owner, name, made[id(value)][1])
+            elif isinstance(value, Tensor) and not isinstance(value, ms.Parameter):
+                delattr(owner, name)
+                setattr(owner, name, self._parameter(value, name))
+
+    def _start_heads(self, heads: Any) -> None:
+        heads.absorbing = []
+        for name in ("keys", "values"):
+            matrices = self.kernels.stacked(getattr(heads, name))
+            delattr(heads, name)
+            setattr(heads, name, matrices)
 
     def _start_experts(self, moe: MoE) -> None:
         gate_up_bias, down_bias = moe.biases

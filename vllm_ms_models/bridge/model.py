@@ -43,9 +43,12 @@ class Shell(torch.nn.Module):
 
     def finish_loading(self) -> None:
         """Let each linear's scheme do what it does once, after all weights have arrived."""
+        from vllm_ms_models.bridge.settle import settle
+
         for cell in self._cells():
             if hasattr(cell, "finish_loading"):
                 cell.finish_loading()
+        settle(self)
 
     def _cells(self) -> Iterator[Any]:
         """Everything that may have weights."""
@@ -185,7 +188,7 @@ class CausalLMShell(Shell):
         """The Cell, or its graphs if the kernels are to be compiled."""
         from vllm_ms_models import kernels
 
-        if kernels.get().name != "ascend-graph":
+        if not kernels.get().compiled:
             return self.cell
         from vllm_ms_models.bridge.graph import GraphedCell
         from vllm_ms_models.bridge.tensors import DTYPES

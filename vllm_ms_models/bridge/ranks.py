@@ -94,7 +94,7 @@ def make_group(coordinator: GroupCoordinator) -> Group:
         return Group()
     if coordinator not in _made and kernels.get().own_memory:
         name = mint.distributed.new_group(list(coordinator.ranks))
-        kind = GraphGroup if kernels.get().name == "ascend-graph" else DeviceGroup
+        kind = GraphGroup if kernels.get().compiled else DeviceGroup
         _made[coordinator] = kind(coordinator.rank_in_group, coordinator.world_size, name)
     if coordinator not in _made:
         general = TorchGroup(coordinator.rank_in_group, coordinator.world_size, coordinator.device_group)

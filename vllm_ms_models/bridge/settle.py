@@ -14,7 +14,7 @@ from vllm_ms_models.layers.moe import MoE
 def settle(model: Any) -> None:
     """The weights of a model, one of bridge/model.py."""
     active, dtype = kernels.get(), DTYPES[model.dtype]
-    if active.name == "ascend-graph":
+    if active.compiled:
         model.run.start()
         return
     for _, part in model.cell.cells_and_names():

@@ -32,7 +32,9 @@ def compile_graphs(graphs: GraphedCell, groups: Sequence[Sequence[str]], block_s
         tables = np.full((1, -(-length // block_size)), NULL_BLOCK)
         starts, lengths, blocks = (Tensor(array, ms.int32) for array in ([0, rows], [length], tables))
         sequences = PagedSequences(starts, lengths, blocks, rows, length)
-        caches = {name: view for names in groups for view in [CacheView(sequences, slots)] for name in names}
+        caches: dict[str, CacheView] = {}
+        for names in groups:
+            caches |= dict.fromkeys(names, CacheView(sequences, slots))
         batch = Batch(place(Tensor(positions, ms.int64)), caches)
         try:
             graphs.kernels.fetch(graphs(place(Tensor(np.zeros(rows, np.int32))), batch))

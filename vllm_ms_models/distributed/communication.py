@@ -1,6 +1,8 @@
 """MindSpore's own collectives as the `Group` that layers talk to: HCCL between Ascend devices. Not run on hardware."""
 
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from mindspore import Tensor, mint, ops
 from mindspore.mint import distributed
@@ -47,13 +49,19 @@ class DeviceGroup(Group):
         distributed.barrier(self.name)
 
 
+@cache
+def _collective(name: str, *arguments: Any) -> Any:
+    """Made once, as the operators of kernels/ascend."""
+    return getattr(ops, name)(*arguments)
+
+
 @dataclass(frozen=True)
 class GraphGroup(DeviceGroup):
     """The same where layers are compiled (bridge/graph.py): what these call, as operators that make new tensors."""
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        return ops.AllReduce(ops.ReduceOp.SUM, self.name)(x)
+        return _collective("AllReduce", ops.ReduceOp.SUM, self.name)(x)
 
     def all_gather(self, x: Tensor) -> Tensor:
-        parts = ops.AllGather(self.name)(x).reshape(self.size, -1, x.shape[1])
+        parts = _collective("AllGather", self.name)(x).reshape(self.size, -1, x.shape[1])
         return parts.transpose(1, 0, 2).reshape(-1, self.size * x.shape[1])

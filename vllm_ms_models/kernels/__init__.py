@@ -30,7 +30,7 @@ def get() -> Kernels:
 def choose(device: str, graphs: bool = False) -> Kernels:
     """The best back end for `device` ("cpu", "ascend"), or the one that `VLLM_MS_KERNELS` (auto, cpp, reference) names.
 
-    `graphs` are for Ascend: layers are to be compiled (kernels/ascend/graph.py).
+    `graphs` are for Ascend: layers are to be compiled (kernels/ascend/graph).
 
     Without a working C++ compiler, auto falls back to the reference kernels with a warning.
     """

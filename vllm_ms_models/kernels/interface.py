@@ -32,7 +32,7 @@ class Kernels(ABC):
 
     name: ClassVar[str]
     own_memory: ClassVar[bool] = False  # whether they compute on a device whose memory is not the host's
-    mla_whole: ClassVar[bool] = False  # whether `mla_prefill` is for all steps, and itself chooses how to compute them
+    compiled: ClassVar[bool] = False  # whether layers become graphs of them; then `mla_prefill` is for all steps
     sampling: Sampling | None = None  # what chooses tokens there, so that no logits come to the host
 
     @abstractmethod

@@ -122,7 +122,7 @@ class LatentAttention(Layer):
         """Of `[tokens, heads * (nope + rope)]` queries, latents and rotated keys: `[tokens, heads * value]`."""
         view = batch["caches"][self.name]
         self.kernels.write_latent(latent, key, self.cache, view["slots"])
-        if self.kernels.mla_whole:
+        if self.kernels.compiled:
             return self._expanded(query, view["sequences"])
         if not self.expands:
             return self._absorbed(query, view.sequences)

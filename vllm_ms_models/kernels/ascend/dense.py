@@ -10,7 +10,7 @@ from vllm_ms_models.kernels.ascend import dtypes, integers
 from vllm_ms_models.kernels.ascend.dtypes import check
 from vllm_ms_models.kernels.ascend.integers import FloatInputWeight
 from vllm_ms_models.kernels.ascend.low_rank import LowRankProducts
-from vllm_ms_models.kernels.ascend.weights import Int8Weight, static_parts
+from vllm_ms_models.kernels.ascend.weights import Int8Weight, StaticPart, static_parts
 from vllm_ms_models.kernels.low_rank import Addend
 from vllm_ms_models.kernels.weight import Weight
 
@@ -25,7 +25,7 @@ class Dense:
         # By the identity of what is kept beside it, so that nothing else can get that.
         self._placed: dict[tuple[int, ms.Type], tuple[Tensor, Tensor]] = {}
         self._turns: dict[tuple[int, ms.Type], tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]] = {}
-        self._static: dict[tuple[int, ms.Type], tuple[Int8Weight, list[tuple[Tensor, ...]]]] = {}
+        self._static: dict[tuple[int, ms.Type], tuple[Int8Weight, tuple[StaticPart, ...]]] = {}
 
     def constant(self, x: Tensor, dtype: ms.Type) -> Tensor:
         """A layer's parameter, loaded into the host's memory, on the device in `dtype`: copied at first use."""
@@ -68,10 +68,14 @@ class Dense:
         key = id(weight), x.dtype
         if key not in self._static:
             self._static[key] = weight, static_parts(self._ops, weight, x.dtype)
-        products = []
-        for scales, offsets, data, undo, addends in self._static[key][1]:
-            rounded = self._ops.quantize(x, scales, offsets)
-            products.append(self._ops.quant_matmul(rounded, data, undo, addends, None, x.dtype))
+        return self.static_product(x, self._static[key][1])
+
+    def static_product(self, x: Tensor, parts: Sequence[StaticPart]) -> Tensor:
+        products: tuple[Tensor, ...] = ()
+        for part in parts:
+            rounded = self._ops.quantize(x, part.input_scales, part.input_offsets)
+            product = self._ops.quant_matmul(rounded, part.values, part.scales, part.addends, None, x.dtype)
+            products = (*products, product)
         return products[0] if len(products) == 1 else mint.cat(products, -1)
 
     def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
@@ -93,6 +97,10 @@ class Dense:
             raise ValueError(f"there is no gated activation {activation!r}")
         if product.shape[0] == 0:
             return mint.zeros((0, sizes[0]), dtype=product.dtype)
+        return self.gated(product, sizes, activation)
+
+    def gated(self, product: Tensor, sizes: Sequence[int], activation: str) -> Tensor:
+        """`gate` of one row at least."""
         if activation == "silu":
             return self._ops.swiglu(product)
         gate, up = self.split(product, sizes)
@@ -119,6 +127,10 @@ class Dense:
     def embedding(self, ids: Tensor, weight: Weight, first_row: int) -> Tensor:
         if ids.shape[0] == 0:
             return mint.zeros((0, weight.in_features), dtype=weight.dtype)
+        return self.looked_up(ids, weight, first_row)
+
+    def looked_up(self, ids: Tensor, weight: Weight, first_row: int) -> Tensor:
+        """`embedding` of one token at least."""
         rows = ids.astype(ms.int32) - first_row
         inside = mint.clamp(rows, 0, weight.out_features - 1)  # no other row may be asked for
         known = mint.eq(rows, inside).astype(weight.dtype).reshape(-1, 1)
@@ -149,6 +161,10 @@ class Dense:
             raise ValueError(f"x is {x.shape}, the residual {residual.shape}")
         if 0 in x.shape:
             return x.copy(), residual
+        return self.added_and_normed(x, residual, weight, eps)
+
+    def added_and_normed(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """`add_rms_norm` of one row at least."""
         if weight.shape[0] != x.shape[-1]:  # of each head: no operator adds first
             total = residual + x
             return self.rms_norm(total, weight, eps), total
@@ -161,6 +177,10 @@ class Dense:
             raise ValueError(f"x is {x.shape}, the weight {weight.shape}, the bias {bias.shape}")
         if 0 in x.shape:
             return x.copy()
+        return self.layer_normed(x, weight, bias, eps)
+
+    def layer_normed(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """`layer_norm` of one row at least."""
         gamma, beta = self.constant(weight, x.dtype), self.constant(bias, x.dtype)
         return self._ops.layer_norm(x, gamma, beta, float(eps))
 
@@ -168,6 +188,10 @@ class Dense:
         check(x)
         if 0 in x.shape:
             return x.copy()
+        return self.activated(x, activation)
+
+    def activated(self, x: Tensor, activation: str) -> Tensor:
+        """`activate` of one row at least."""
         if activation == "silu":
             return self._ops.silu(x)
         if activation in ("gelu", "gelu_tanh"):
@@ -252,12 +276,16 @@ class Dense:
         """
         key = id(cos_sin), dtype
         if key not in self._turns or self._turns[key][0] is not positions:
-            table = self.constant(cos_sin, ms.float32)
-            rows = self._ops.gather(table, positions.astype(ms.int32)).astype(dtype)
-            cos, sin = (mint.cat((half, half), -1) for half in mint.split(rows, cos_sin.shape[1] // 2, 1))
             count = self._ops.to_device(Tensor([positions.shape[0]], ms.int32))
-            self._turns[key] = positions, cos_sin, (cos, sin, count)
+            self._turns[key] = positions, cos_sin, (*self.turns(positions, cos_sin, dtype), count)
         return self._turns[key][2]
+
+    def turns(self, positions: Tensor, cos_sin: Tensor, dtype: ms.Type) -> tuple[Tensor, Tensor]:
+        """Cosines and sines `[tokens, size]`, each for both halves of a head."""
+        rows = self._ops.gather(self.constant(cos_sin, ms.float32), positions.astype(ms.int32)).astype(dtype)
+        half = cos_sin.shape[1] // 2
+        cos, sin = self.split(rows, (half, half))
+        return mint.cat((cos, cos), -1), mint.cat((sin, sin), -1)
 
 
 def _by_halves(heads: Tensor, interleaved: bool) -> Tensor:

@@ -19,21 +19,31 @@ from mindspore import Tensor, mint
 
 from vllm_ms_models.kernels.ascend import dtypes, integers
 from vllm_ms_models.kernels.ascend.dense import Dense
-from vllm_ms_models.kernels.ascend.integers import FloatInputWeight, Packed
+from vllm_ms_models.kernels.ascend.integers import FloatInputWeight
 from vllm_ms_models.kernels.ascend.weights import Int8Weight
 from vllm_ms_models.kernels.interface import Kernels, Weight
 
 _OTHERS = "These experts were multiplied before together with others; always pass the same ones."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stacked:
-    """The weights of all experts in one tensor each."""
+    """The weights of all experts of this rank, in one tensor each; `kind` is that of their product.
 
-    values: Tensor | Packed  # [experts, in, out]
-    scales: Tensor | None = None  # float32 [experts, out], as all below of int8
-    addends: Tensor | None = None  # int32 [experts, out]
-    inputs: Tensor | None = None  # float32 [experts, 2] of static inputs: what to multiply them by, and their offset
+    "floats"; "packed", whose addends are the offsets, if there are any; "dynamic"; "static".
+    """
+
+    kind: str
+    sizes: tuple[int, ...]  # outputs of an expert
+    values: Tensor  # [experts, in, out]
+    scales: Tensor | None = None
+    addends: Tensor | None = None  # of int8: int32 [experts, out]
+    inputs: Tensor | None = None  # of "static": float32 [experts, 2], what to multiply them by, and their offset
+    whole: bool = False  # whether no other rank is known to have any
+
+    @property
+    def experts(self) -> int:
+        return self.values.shape[0]
 
 
 @dataclass(frozen=True)
@@ -83,14 +93,44 @@ class Experts:
         stacks = self.stacks((gate_up, down), (gate_up_bias is not None, down_bias is not None), x.dtype)
         if stacks is None:
             return self.one_by_one(kernels, x, gate_up, down, ids, shares, activation, addend, first_expert, biases)
-        rows, places, counts, chosen = self._route(x, ids, first_expert, len(gate_up))
-        product = self._product(rows, stacks[0], counts, chosen, gate_up_bias)
-        gated = self._dense.gate(product, gate_up[0].sizes, activation)
-        product = self._product(gated, stacks[1], counts, chosen, down_bias)
-        foreign = mint.ge(self._positions(product.shape[0]), mint.sum(counts)).reshape(-1, 1)
-        product = self._ops.fill(product, foreign, 0.0)  # it may be anything
+        return self.grouped(x, stacks, ids, shares, activation, addend, first_expert, biases)
+
+    def grouped(
+        self,
+        x: Tensor,
+        stacks: tuple[Stacked, Stacked],
+        ids: Tensor,
+        shares: Tensor,
+        activation: str,
+        addend: Tensor | None,
+        first_expert: int,
+        biases: tuple[Tensor | None, Tensor | None],
+    ) -> Tensor:
+        """`Kernels.experts` of what fits, of stacked weights."""
+        gate_up, down = stacks
+        chosen = ids.astype(ms.int32)
+        if gate_up.whole:
+            rows, places, counts = self._ops.route(x, chosen, gate_up.experts)
+        else:
+            chosen = _own_choices(chosen, first_expert, gate_up.experts)
+            rows, places, every = self._ops.route(x, chosen, gate_up.experts + 1)
+            counts = self.part(every, 0, 0, gate_up.experts)
+        counts = counts.astype(ms.int64)
+        product = self._product(rows, gate_up, counts, chosen, biases[0])
+        gated = self._dense.gate(product, gate_up.sizes, activation)
+        product = self._product(gated, down, counts, chosen, biases[1])
+        if not gate_up.whole:  # rows of others may be anything
+            product = self._ops.fill(product, self.foreign(product, counts, chosen), 0.0)
         result = self._ops.unpermute(product, places, shares)
         return result if addend is None else result + addend
+
+    def part(self, x: Tensor, axis: int, first: int, count: int) -> Tensor:
+        """So many of the first or second axis."""
+        return mint.narrow(x, axis, first, count)
+
+    def foreign(self, rows: Tensor, counts: Tensor, chosen: Tensor) -> Tensor:
+        """Which of `rows`, which lie by experts, are of another rank's: bool `[rows, 1]`."""
+        return mint.ge(self._positions(rows.shape[0]), mint.sum(counts)).reshape(-1, 1)
 
     def one_by_one(
         self,
@@ -130,40 +170,27 @@ class Experts:
             self._biases[key] = bias, bias[expert].contiguous()
         return self._biases[key][1]
 
-    def _route(self, x: Tensor, ids: Tensor, first_expert: int, experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rows by expert, their places and int64 counts (see `operators.route`), and each row's choice, unsorted."""
-        local = own_choices(ids.astype(ms.int32), first_expert, experts)
-        rows, places, counts = self._ops.route(x, local, experts + 1)
-        return rows, places, mint.narrow(counts, 0, 0, experts).astype(ms.int64), local
-
     def _product(self, rows: Tensor, stacked: Stacked, counts: Tensor, chosen: Tensor, bias: Tensor | None) -> Tensor:
-        """`[rows, out]` in the dtype of `rows`."""
-        values = stacked.values
+        """`[rows, out]` in the dtype of `rows`; `chosen` `[tokens, k]` are the rows' experts, unsorted."""
+        values, scales, addends = stacked.values, stacked.scales, stacked.addends
         if bias is not None:
             bias = self._dense.constant(bias, ms.float16 if rows.dtype == ms.float16 else ms.float32)
-        if isinstance(values, Packed):
-            multiply = self._ops.grouped_weight_quant_matmul
-            packed: Tensor = multiply(rows, values.values, counts, values.scales, values.offsets, bias)
-            return packed
-        if stacked.scales is None:
-            result: Tensor = self._ops.grouped_matmul(rows, values, counts, bias)
-            return result
-        if stacked.inputs is None:
+        if stacked.kind == "floats":
+            return self._ops.grouped_matmul(rows, values, counts, bias)
+        if stacked.kind == "packed":
+            return self._ops.grouped_weight_quant_matmul(rows, values, counts, scales, addends, bias)
+        if stacked.kind == "dynamic":
             rounded, token_scales = self._ops.quantize_by_token(rows)
-        else:
-            rounded, token_scales = self._round(rows, stacked.inputs, chosen), None
-        scales = stacked.scales.astype(ms.bfloat16) if rows.dtype == ms.bfloat16 else stacked.scales
-        result = self._ops.grouped_quant_matmul(
-            rounded, values, counts, scales, stacked.addends, token_scales, rows.dtype
-        )
-        return result
+            return self._ops.grouped_quant_matmul(rounded, values, counts, scales, addends, token_scales, rows.dtype)
+        rounded = self._round(rows, stacked, chosen)
+        return self._ops.grouped_quant_matmul(rounded, values, counts, scales, addends, None, rows.dtype)
 
-    def _round(self, rows: Tensor, inputs: Tensor, chosen: Tensor) -> Tensor:
+    def _round(self, rows: Tensor, stacked: Stacked, chosen: Tensor) -> Tensor:
         """Int8 `rows`, each by the static input of its expert: QuantV2 has one scale for all rows."""
-        last = inputs.shape[0] - 1
-        owners = mint.clamp(self._ops.ascending(chosen.reshape(-1)), 0, last)
-        own = self._ops.gather(inputs, owners)
-        return rounded_rows(rows, mint.narrow(own, 1, 0, 1), mint.narrow(own, 1, 1, 1))
+        owners = mint.clamp(self._ops.ascending(chosen.reshape(-1)), 0, stacked.experts - 1)
+        own = self._ops.gather(stacked.inputs, owners)
+        rounded = mint.round(rows.astype(ms.float32) * self.part(own, 1, 0, 1)) + self.part(own, 1, 1, 1)
+        return mint.clamp(rounded, -128.0, 127.0).astype(ms.int8)
 
     def stacks(
         self, weights: tuple[Sequence[Weight], Sequence[Weight]], biased: tuple[bool, bool], dtype: ms.Type
@@ -190,10 +217,23 @@ class Experts:
         return found
 
     def _stack(self, weights: Sequence[Weight], dtype: ms.Type) -> Stacked:
-        packed = [weight for weight in weights if isinstance(weight, FloatInputWeight)]
-        return Stacked(integers.stacked(self._ops, packed, dtype)) if packed else self._stack_tensors(weights)
+        sizes = weights[0].sizes
+        to_pack = [weight for weight in weights if isinstance(weight, FloatInputWeight)]
+        if to_pack:
+            packed = integers.stacked(self._ops, to_pack, dtype)
+            return Stacked("packed", sizes, packed.values, packed.scales, packed.offsets)
+        values = self._stack_values(weights)
+        int8 = [weight for weight in weights if isinstance(weight, Int8Weight)]
+        if not int8:
+            return Stacked("floats", sizes, values)
+        scales, addends = (
+            mint.cat([getattr(weight, name).reshape(1, -1) for weight in int8], 0) for name in ("scales", "addends")
+        )
+        scales = scales.astype(ms.bfloat16) if dtype == ms.bfloat16 else scales
+        inputs = self._inputs(int8)
+        return Stacked("dynamic" if inputs is None else "static", sizes, values, scales, addends, inputs)
 
-    def _stack_tensors(self, weights: Sequence[Weight]) -> Stacked:
+    def _stack_values(self, weights: Sequence[Weight]) -> Tensor:
         first = weights[0]
         values = mint.zeros((len(weights), first.in_features, first.out_features), dtype=first.dtype)
         for number, weight in enumerate(weights):
@@ -201,13 +241,7 @@ class Experts:
             self._ops.write_rows(values, number, rows.reshape(1, *rows.shape))
             # One expert more at a time, not twice all of them.
             weight.data.assign_value(mint.zeros((0, first.in_features), dtype=first.dtype))
-        int8 = [weight for weight in weights if isinstance(weight, Int8Weight)]
-        if not int8:
-            return Stacked(values)
-        scales, addends = (
-            mint.cat([getattr(weight, name).reshape(1, -1) for weight in int8], 0) for name in ("scales", "addends")
-        )
-        return Stacked(values, scales, addends, self._inputs(int8))
+        return values
 
     def _inputs(self, weights: Sequence[Int8Weight]) -> Tensor | None:
         assert weights[0].integers is not None
@@ -224,18 +258,12 @@ class Experts:
         return mint.narrow(self._numbers, 0, 0, rows)
 
 
-def own_choices(ids: Tensor, first: int, experts: int) -> Tensor:
+def _own_choices(ids: Tensor, first: int, experts: int) -> Tensor:
     """Choices counted from this rank's first expert, int32; a number behind the last is another rank's."""
     local = ids - first
     inside = mint.clamp(local, 0, experts - 1)
     known = mint.eq(local, inside).astype(ms.int32)
     return inside * known + (1 - known) * experts
-
-
-def rounded_rows(rows: Tensor, factors: Tensor, offsets: Tensor) -> Tensor:
-    """Int8 `rows`, each by its factor and its offset `[rows, 1]`."""
-    rounded = mint.round(rows.astype(ms.float32) * factors) + offsets
-    return mint.clamp(rounded, -128.0, 127.0).astype(ms.int8)
 
 
 def _check(

@@ -112,25 +112,20 @@ def product(fused: Any, x: Tensor, weight: FloatInputWeight) -> Tensor:
 
 
 def settle(fused: Any, weight: FloatInputWeight, dtype: ms.Type) -> Packed:
-    """Pack it for activations of `dtype`; what was loaded goes."""
-    made = packed(fused, weight, dtype)
-    weight.state[0] = made
-    return made
-
-
-def packed(fused: Any, weight: FloatInputWeight, dtype: ms.Type) -> Packed:
-    """The operator's arguments, for activations of `dtype`; ValueError if they were made before."""
-    return _packed(fused, weight, weight.loaded, dtype)
+    """Pack it for activations of `dtype`; what was loaded goes. ValueError if that was done before."""
+    packed = _packed(fused, weight, weight.loaded, dtype)
+    weight.state[0] = packed
+    return packed
 
 
 def stacked(fused: Any, weights: Sequence[FloatInputWeight], dtype: ms.Type) -> Packed:
     """Those of all experts, with one more axis in front, for GroupedMatmulV4; their own copies go."""
     loaded = [weight.loaded for weight in weights]
     together = Loaded(*(np.stack([getattr(one, name) for one in loaded]) for name in ("values", "scales", "zeros")))
-    result = _packed(fused, weights[0], together, dtype)
+    packed = _packed(fused, weights[0], together, dtype)
     for weight in weights:
         weight.state[0] = None
-    return result
+    return packed
 
 
 def can_be_stacked(weights: Sequence[FloatInputWeight]) -> bool:

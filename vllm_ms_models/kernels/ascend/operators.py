@@ -61,7 +61,7 @@ def gather(table: Tensor, rows: Tensor) -> Tensor:
 
 
 def batch_matmul(x: Tensor, y: Tensor, transposed: bool) -> Tensor:
-    """Float32 `[n, rows, in]` and `[n, in, out]`, or `[n, out, in]` if `transposed`: `[n, rows, out]`."""
+    """`[n, rows, in]` and `[n, in, out]`, or `[n, out, in]` if `transposed`, of one dtype (float32 too)."""
     return _primitive("BatchMatMul", False, transposed)(x, y)
 
 

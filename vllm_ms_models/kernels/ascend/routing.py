@@ -4,6 +4,7 @@ Two operators do it at once, each for its own kind of routing; the others are pu
 among equal ranks is theirs.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import mindspore as ms
@@ -38,7 +39,7 @@ def chosen(fused: Any, dense: Dense, logits: Tensor, routing: Routing, bias: Ten
     else:
         scores = mint.softmax(logits, -1) if routing.scoring == "softmax" else mint.sigmoid(logits)
         ranks = scores if bias is None else scores + dense.constant(bias, ms.float32)
-        _, ids = fused.top_k(_within_groups(fused, ranks, routing), routing.top_k)
+        _, ids = fused.top_k(_within_groups(fused, dense, ranks, routing), routing.top_k)
         shares, ids = mint.gather(scores, 1, ids), ids.astype(ms.int32)
     if routing.renormalize:
         shares = shares / (mint.sum(shares, -1, True) + 1e-20)
@@ -61,7 +62,13 @@ def _counted(routing: Routing) -> int:
     return 1 if routing.group_rank == "max" else 2
 
 
-def _within_groups(fused: Any, ranks: Tensor, routing: Routing) -> Tensor:
+@lru_cache
+def _numbers(count: int) -> Tensor:
+    """The same tensor each time, so that it is placed once."""
+    return Tensor(list(range(count)), ms.int64)
+
+
+def _within_groups(fused: Any, dense: Dense, ranks: Tensor, routing: Routing) -> Tensor:
     """`ranks` that are -inf but in the best groups."""
     if routing.groups == 1:
         return ranks
@@ -69,6 +76,6 @@ def _within_groups(fused: Any, ranks: Tensor, routing: Routing) -> Tensor:
     of_groups = ranks.reshape(-1, experts // routing.groups)
     best, _ = fused.top_k(of_groups, _counted(routing))
     _, taken = fused.top_k(mint.sum(best, -1).reshape(-1, routing.groups), routing.top_groups)
-    numbers = Tensor(list(range(routing.groups)), ms.int64)
+    numbers = dense.constant(_numbers(routing.groups), ms.int64)
     left_out = mint.sum(mint.eq(taken.unsqueeze(-1), numbers).astype(ms.int32), 1) == 0
     return mint.where(left_out.reshape(-1, 1), float("-inf"), of_groups).reshape(-1, experts)

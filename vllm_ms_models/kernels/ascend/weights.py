@@ -88,12 +88,19 @@ def set_input(weight: Weight, part: int, scale: float, offset: int) -> None:
     weight.inputs[part] = scale, offset
 
 
-def static_parts(fused: Any, weight: Int8Weight, dtype: ms.Type) -> list[tuple[Tensor, ...]]:
-    """Of a loaded weight for static inputs of `dtype`: what the product of each stretch of rows with one input takes.
+@dataclass(frozen=True)
+class StaticPart:
+    """What the product of a stretch of rows that have one static input takes."""
 
-    That is what the input is rounded by (scales and offsets), the rows, and what undoes the roundings (scales and
-    addends).
-    """
+    input_scales: Tensor  # [in], by which the input is rounded
+    input_offsets: Tensor
+    values: Tensor  # int8 [rows, in]
+    scales: Tensor  # [rows], which undo the roundings
+    addends: Tensor
+
+
+def static_parts(fused: Any, weight: Int8Weight, dtype: ms.Type) -> tuple[StaticPart, ...]:
+    """Of a loaded weight for static inputs of `dtype`."""
     ones = mint.ones((weight.in_features,), dtype=ms.float32)
     parts, first = [], 0
     for (scale, offset), group in groupby(zip(weight.inputs, weight.sizes, strict=True), lambda part: part[0]):
@@ -104,9 +111,9 @@ def static_parts(fused: Any, weight: Int8Weight, dtype: ms.Type) -> list[tuple[T
         if dtype == ms.float16:  # then the operator wants the bits of its float32 scales
             bits = fused.to_host(undo).asnumpy().view(np.uint32).astype(np.int64)
             undo = fused.to_device(Tensor.from_numpy(bits))
-        parts.append((*inputs, data, undo, addends))
+        parts.append(StaticPart(*inputs, data, undo, addends))
         first += rows
-    return parts
+    return tuple(parts)
 
 
 def _write(fused: Any, target: Tensor, weight: Weight, part: int, first_row: int, rows: np.ndarray) -> None:

@@ -10,7 +10,7 @@ from vllm_ms_models.kernels.ascend import operators
 from vllm_ms_models.kernels.ascend.experts import Stacked
 from vllm_ms_models.kernels.ascend.graph import sequences
 from vllm_ms_models.kernels.ascend.graph.dense import GraphDense
-from vllm_ms_models.kernels.ascend.graph.experts import GraphExperts, GraphStack, graph_stack
+from vllm_ms_models.kernels.ascend.graph.experts import GraphExperts, kept
 from vllm_ms_models.kernels.ascend.graph.latent_attention import GraphLatentAttention
 from vllm_ms_models.kernels.ascend.graph.weights import GraphWeight, graph_weight
 from vllm_ms_models.kernels.ascend.kernels import AscendKernels
@@ -25,7 +25,7 @@ class AscendGraphKernels(AscendKernels):
     """`AscendKernels` for layers that are compiled, whose sequences are those of `sequences.taken`, and slots int32."""
 
     name: ClassVar[str] = "ascend-graph"
-    mla_whole: ClassVar[bool] = True
+    compiled: ClassVar[bool] = True
 
     def __init__(self, fused: Any = operators) -> None:
         super().__init__(fused)
@@ -48,17 +48,13 @@ class AscendGraphKernels(AscendKernels):
 
     def graph_experts(
         self, gate_up: Sequence[Weight], down: Sequence[Weight], biased: tuple[bool, bool], whole: bool, dtype: ms.Type
-    ) -> tuple[GraphStack, GraphStack] | None:
+    ) -> tuple[Stacked, Stacked] | None:
         """What `experts` takes in place of these weights; None if GroupedMatmulV4 does not multiply them."""
         stacks = self._experts.stacks((gate_up, down), biased, dtype)
         if stacks is None:
             return None
-
-        def made(stacked: Stacked, weights: Sequence[Weight]) -> GraphStack:
-            common = weights[0].sizes, len(weights), whole, dtype
-            return graph_stack(stacked, *common, lambda x: self.parameter(x, "weight"))
-
-        return made(stacks[0], gate_up), made(stacks[1], down)
+        first, second = (kept(each, whole, lambda x: self.parameter(x, "weight")) for each in stacks)
+        return first, second
 
     def stacked(self, weights: Sequence[Weight]) -> ms.Parameter:
         """Matrices of floats as one tensor `[weights, out, in]`."""
@@ -103,14 +99,13 @@ class AscendGraphKernels(AscendKernels):
         down_bias: Tensor | None = None,
     ) -> Tensor:
         """Of weights as `graph_experts` has them; of a list of others one by one, which is not compiled."""
-        if not isinstance(gate_up, GraphStack):
-            biases = gate_up_bias, down_bias
+        biases = gate_up_bias, down_bias
+        if not isinstance(gate_up, Stacked):
             return self._experts.one_by_one(
                 self, x, gate_up, down, ids, shares, activation, addend, first_expert, biases
             )
-        return self._graph_experts.multiply(
-            x, gate_up, down, ids, shares, activation, addend, first_expert, gate_up_bias, down_bias
-        )
+        stacks = gate_up, down
+        return self._graph_experts.grouped(x, stacks, ids, shares, activation, addend, first_expert, biases)
 
     def write_kv(self, key: Tensor, value: Tensor, cache: Any, slots: Tensor) -> None:
         self._ops.reshape_and_cache(key, value, cache[0], cache[1], slots)
@@ -126,7 +121,8 @@ class AscendGraphKernels(AscendKernels):
         causal: bool = True,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        """The window is in the mask, and in the tables."""
+        """The window is in the mask, and in the tables; of soft caps and sinks no graph is made."""
+        assert soft_cap is None and sinks is None
         keys, values = cache[0], cache[1]
         _, _, kv_heads, size = keys.shape
         heads = query.shape[1] // size

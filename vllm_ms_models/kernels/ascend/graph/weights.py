@@ -9,7 +9,7 @@ from mindspore import Parameter, Tensor
 
 from vllm_ms_models.kernels.ascend import integers
 from vllm_ms_models.kernels.ascend.integers import FloatInputWeight
-from vllm_ms_models.kernels.ascend.weights import Int8Weight, static_parts
+from vllm_ms_models.kernels.ascend.weights import Int8Weight, StaticPart, static_parts
 from vllm_ms_models.kernels.weight import Weight
 
 Keep = Callable[[Tensor], Parameter]
@@ -26,25 +26,14 @@ class GraphWeight(Weight):
     scales: Parameter | None = field(kw_only=True, default=None)
     addends: Parameter | None = field(kw_only=True, default=None)
     group_size: int = field(kw_only=True, default=0)
-    parts: "tuple[StaticPart, ...]" = field(kw_only=True, default=())  # of "static"
-
-
-@dataclass(frozen=True, eq=False)
-class StaticPart:
-    """See `static_parts`."""
-
-    input_scales: Parameter
-    input_offsets: Parameter
-    values: Parameter
-    scales: Parameter
-    addends: Parameter
+    parts: tuple[StaticPart, ...] = field(kw_only=True, default=())  # of "static"
 
 
 def graph_weight(fused: Any, weight: Weight, dtype: ms.Type, keep: Keep) -> GraphWeight:
     """`weight`, all of it loaded, for activations of `dtype`; it shares the memory of floats and of int8."""
     common = weight.sizes, weight.in_features, weight.dtype, weight.integers
     if isinstance(weight, FloatInputWeight):
-        packed = integers.packed(fused, weight, dtype)
+        packed = integers.settle(fused, weight, dtype)
         offsets = None if packed.offsets is None else keep(packed.offsets)
         group_size, scales = packed.group_size, keep(packed.scales)
         values = keep(packed.values)
@@ -55,5 +44,6 @@ def graph_weight(fused: Any, weight: Weight, dtype: ms.Type, keep: Keep) -> Grap
     if weight.integers.activations == "dynamic":
         scales, addends = keep(weight.scales), keep(weight.addends)
         return GraphWeight(keep(weight.data), *common, kind="dynamic", scales=scales, addends=addends)
-    parts = tuple(StaticPart(*map(keep, part)) for part in static_parts(fused, weight, dtype))
+    tensors = (vars(part).values() for part in static_parts(fused, weight, dtype))
+    parts = tuple(StaticPart(*map(keep, each)) for each in tensors)
     return GraphWeight(weight.data, *common, kind="static", parts=parts)

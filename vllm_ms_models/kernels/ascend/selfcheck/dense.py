@@ -15,7 +15,7 @@ def matmul(given: Given) -> list[Result]:
     return [Result(given.ops.matmul(x, w), a @ b.T, np.abs(a) @ np.abs(b).T)]
 
 
-@case("batch_matmul", dtypes=(ms.float32,))
+@case("batch_matmul", dtypes=(*HALVES, ms.float32))
 def batch_matmul(given: Given) -> list[Result]:
     (x, a), (y, b), (z, c) = given.floats(2, 3, 64), given.floats(2, 64, 48), given.floats(2, 48, 64)
     c = c.transpose(0, 2, 1)
