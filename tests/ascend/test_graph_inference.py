@@ -85,4 +85,6 @@ def test_experts_of_other_ranks(kind: str, dtype: Any) -> None:
     """And the sum over ranks, as it is compiled."""
     context: dict[str, Any] = {"tensor_parallel": GraphGroup(1, 2, "nobody"), "expert_parallel": True}
     made = config("qwen3_moe", **QUANTIZED["qwen3_moe"])
-    check_inferred(graphs_of("Qwen3MoeForCausalLM", made, dtype, **context), kind)
+    graphs = graphs_of("Qwen3MoeForCausalLM", made, dtype, **context)
+    # Of the embedding, and of each layer's attention and experts.
+    assert check_inferred(graphs, kind)["AllReduce"] == 1 + 2 * len(graphs.layers)

@@ -1,6 +1,10 @@
 """Graphs of whole models on the real operators, which a CPU does not have: MindSpore infers all of a graph first."""
 
+import re
+import tempfile
+from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +25,8 @@ from vllm_ms_models.layers.mla import LatentAttention
 from vllm_ms_models.quantization.formats import from_config
 from vllm_ms_models.quantization.schemes import FromCheckpoint
 
-# Rows, and positions in all, of each sequence.
-STEPS = {"decode": [(1, 7), (1, 20)], "fresh": [(5, 5), (20, 20)], "mixed": [(5, 9), (1, 20)]}
+# Rows, and positions in all, of each sequence; within the windows of the zoo's configs.
+STEPS = {"decode": [(1, 7), (1, 14)], "fresh": [(5, 5), (14, 14)], "mixed": [(5, 9), (1, 14)]}
 
 # A CPU lacks the kernel of one of the back end's operators; before kernels are looked for, all has been inferred.
 NO_KERNEL = (
@@ -80,11 +84,21 @@ def graphed(cell: Any, dtype: Any) -> GraphedCell:
     return graphs
 
 
-def check_inferred(graphs: GraphedCell, kind: str) -> None:
-    """That MindSpore infers all of the graph for that kind of steps."""
+def check_inferred(graphs: GraphedCell, kind: str) -> Counter[str]:
+    """That MindSpore infers all of the graph for that kind of steps; gives how often it has each operator."""
     step = step_of(STEPS[kind], np.random.default_rng(0))
     view = CacheView(step.sequences, step.slots)
     batch = Batch(step.positions, {layer.name: view for layer in graphs.layers})
-    with pytest.raises((RuntimeError, TypeError), match=NO_KERNEL):
-        graphs(Tensor(np.zeros(step.tokens, np.int32)), batch)
+    with tempfile.TemporaryDirectory() as folder:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MS_DEV_SAVE_GRAPHS", "1")
+            patch.setenv("MS_DEV_SAVE_GRAPHS_PATH", folder)
+            with pytest.raises((RuntimeError, TypeError), match=NO_KERNEL):
+                graphs(Tensor(np.zeros(step.tokens, np.int32)), batch)
+        (compiled,) = Path(folder).rglob("*_backend_pass_*.ir")
+        counts = Counter(re.findall(r"= PrimFunc_(\w+)\(", compiled.read_text()))
     assert {group[0] for groups in graphs.graphs for group in groups} == {kind}
+    # The compiler may leave out what it takes for useless.
+    attention = "FlashAttentionScore" if kind == "fresh" else "PagedAttention"
+    assert counts["ReshapeAndCache"] == counts[attention] == len(graphs.layers), counts
+    return counts

@@ -23,6 +23,11 @@ def _primitive(name: str, *arguments: Any, **options: Any) -> Any:
     return getattr(primitives, name)(*arguments, **options)
 
 
+# Its writing is all that it is for. Of a primitive that a function gives, as above, a graph's compiler does not see
+# that it writes; and as the result is not used either, it leaves it out without a word.
+_RESHAPE_AND_CACHE = primitives.ReshapeAndCache()
+
+
 # --- memory ----------------------------------------------------------------------------------------------------
 
 
@@ -137,7 +142,7 @@ def reshape_and_cache(
 
     Slots below 0 are skipped, as in practice; MindSpore does not document it. Without `value` only the key is stored.
     """
-    _primitive("ReshapeAndCache")(key, value, key_cache, value_cache, slots)
+    _RESHAPE_AND_CACHE(key, value, key_cache, value_cache, slots)
 
 
 def paged_attention(
