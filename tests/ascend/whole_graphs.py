@@ -96,7 +96,7 @@ def check_inferred(graphs: GraphedCell, kind: str) -> Counter[str]:
             with pytest.raises((RuntimeError, TypeError), match=NO_KERNEL):
                 graphs(Tensor(np.zeros(step.tokens, np.int32)), batch)
         (compiled,) = Path(folder).rglob("*_backend_pass_*.ir")
-        counts = Counter(re.findall(r"= PrimFunc_(\w+)\(", compiled.read_text()))
+        counts = Counter(re.findall(r"(?m)^ +%\d+\(.*?\) = (?:PrimFunc_)?(\w+)\(", compiled.read_text()))
     assert {group[0] for groups in graphs.graphs for group in groups} == {kind}
     # The compiler may leave out what it takes for useless.
     attention = "FlashAttentionScore" if kind == "fresh" else "PagedAttention"
