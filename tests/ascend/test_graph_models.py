@@ -40,11 +40,16 @@ class Contiguous:
 
 @dataclass(frozen=True)
 class Found:
-    """Of a run: the graphs, and for each step what layers with which window were told, and the longest sequence's
-    positions and rows."""
+    """Of a run: the graphs there were before the first request, and after the last; and of each step, for each group
+    of layers, its kind, their window, the longest sequence's positions, and the most rows of a sequence."""
 
-    graphs: GraphedCell
+    before: int
+    after: int
     steps: list[tuple[str, int | None, int, int]]
+
+    @property
+    def kinds(self) -> set[str]:
+        return {kind for kind, *_ in self.steps}
 
 
 def graphs_give_the_cpus_tokens(
@@ -73,12 +78,12 @@ def graphs_give_the_cpus_tokens(
         assert isinstance(graphs, GraphedCell)
         assert graphs.compiles == compiles
         assert {groups[0][0] for groups in graphs.graphs} == KINDS  # while it starts
-        made = len(graphs.graphs)
+        before = len(graphs.graphs)
         monkeypatch.setattr(AscendGraphKernels, "kind_of", noted)
         got = token_ids(greedy(llm, prompts, TOKENS))
-        assert {kind for kind, *_ in steps} == KINDS and len(graphs.graphs) == made
+        after = len(graphs.graphs)
     assert got == want
-    return Found(graphs, steps)
+    return Found(before, after, steps)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +100,8 @@ def graphs_give_the_cpus_tokens(
     ],
 )
 def test_formats(family: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs_give_the_cpus_tokens(folder_of(family, name), monkeypatch)
+    found = graphs_give_the_cpus_tokens(folder_of(family, name), monkeypatch)
+    assert found.kinds == KINDS and found.before == found.after
 
 
 @pytest.mark.slow
@@ -143,6 +149,7 @@ def test_all_that_is_compiled_is_tested() -> None:
 def test_windows_are_in_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequences longer than the window take the graph with a mask, also in steps of one token each; others do not."""
     found = graphs_give_the_cpus_tokens(checkpoint("mistral", sliding_window=16), monkeypatch, lengths=(1, 7, 12))
+    assert found.before == found.after
     assert {window for _, window, *_ in found.steps} == {16}
     one_each = {(kind, longest > 16) for kind, _, longest, rows in found.steps if rows == 1}
     assert one_each == {("decode", False), ("mixed", True)}

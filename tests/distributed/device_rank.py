@@ -4,13 +4,11 @@ MindSpore's collectives for CPUs (mccl) have two of those that HCCL has. A call 
 only their kernel that is missing.
 """
 
-import os
-
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, communication
 
-from vllm_ms_models import compat
+from tests.distributed.device_ranks import join
 from vllm_ms_models.distributed.communication import DeviceGroup
 
 MISSING = {
@@ -21,11 +19,7 @@ MISSING = {
 
 
 def main() -> None:
-    ms.set_device("CPU")
-    ms.runtime.launch_blocking()
-    compat.absorb_numpy_warning()
-    communication.init("mccl")
-    if os.environ["MS_ROLE"] != "MS_WORKER":
+    if not join():
         return
     group = DeviceGroup(communication.get_rank(), communication.get_group_size())
     mine, other = (np.arange(12, dtype=np.float32).reshape(4, 3) + 10 * rank for rank in (group.rank, 1 - group.rank))

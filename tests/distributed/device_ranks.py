@@ -4,7 +4,11 @@ import os
 import subprocess
 import sys
 
+import mindspore as ms
+from mindspore import communication
+
 from tests.servers import free_port
+from vllm_ms_models import compat
 
 ROLES = ({"MS_ROLE": "MS_SCHED"}, {"MS_ROLE": "MS_WORKER"}, {"MS_ROLE": "MS_WORKER"})
 
@@ -30,3 +34,12 @@ def run_ranks(module: str, *arguments: str, done: str, seconds: float = 180) -> 
         for process in processes:
             process.kill()
             process.communicate()
+
+
+def join() -> bool:
+    """Called first by each of the processes; whether it is one of the ranks, and not the scheduler."""
+    ms.set_device("CPU")
+    ms.runtime.launch_blocking()
+    compat.absorb_numpy_warning()
+    communication.init("mccl")
+    return os.environ["MS_ROLE"] == "MS_WORKER"

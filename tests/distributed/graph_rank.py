@@ -4,7 +4,6 @@ Arguments: architecture, the checkpoint's folder, where rank 0 writes its logits
 (MS_ROLE and others) say which process this is.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from transformers import AutoConfig
 
 from tests.ascend.steps import BLOCK
 from tests.ascend.whole_graphs import StockOperators, graphed
-from vllm_ms_models import checkpoint, compat, kernels, registry
+from tests.distributed.device_ranks import join
+from vllm_ms_models import checkpoint, kernels, registry
 from vllm_ms_models.bridge.graph import GraphedCell
 from vllm_ms_models.distributed.communication import GraphGroup
 from vllm_ms_models.kernels import PagedSequences
@@ -42,11 +42,7 @@ def model(architecture: str, folder: str) -> GraphedCell:
 
 
 def main(architecture: str, folder: str, target: str) -> None:
-    ms.set_device("CPU")
-    ms.runtime.launch_blocking()
-    compat.absorb_numpy_warning()
-    communication.init("mccl")
-    if os.environ["MS_ROLE"] != "MS_WORKER":
+    if not join():
         return
     dtypes.TAKEN = (ms.float32,)
     kernels.use(AscendGraphKernels(StockOperators()))
