@@ -39,16 +39,19 @@ class Recorder(Contract):
         self.records: list[tuple[str, Any, tuple[Any, ...], Any]] = []
         make = operators._primitive
 
-        def remember(name: str, *arguments: Any, **options: Any) -> Any:
-            primitive = make(name, *arguments, **options)
-
+        def recorded(name: str, primitive: Any) -> Any:
             def call(*inputs: Any) -> Any:
                 self.made.append((name, primitive, inputs))
                 return primitive(*inputs)
 
             return call
 
+        def remember(name: str, *arguments: Any, **options: Any) -> Any:
+            return recorded(name, make(name, *arguments, **options))
+
+        write = recorded("ReshapeAndCache", operators._RESHAPE_AND_CACHE)
         monkeypatch.setattr(operators, "_primitive", remember)
+        monkeypatch.setattr(operators, "_RESHAPE_AND_CACHE", write)
 
     def _check(self, name: str, arguments: tuple[Any, ...]) -> Any:
         results = super()._check(name, arguments)

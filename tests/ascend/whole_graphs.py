@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -90,11 +91,13 @@ def check_inferred(graphs: GraphedCell, kind: str) -> Counter[str]:
     view = CacheView(step.sequences, step.slots)
     batch = Batch(step.positions, {layer.name: view for layer in graphs.layers})
     with tempfile.TemporaryDirectory() as folder:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("MS_DEV_SAVE_GRAPHS", "1")
-            patch.setenv("MS_DEV_SAVE_GRAPHS_PATH", folder)
+        # MindSpore would rather have MS_DEV_SAVE_GRAPHS, but reads that once, when a process first compiles.
+        ms.set_context(save_graphs=1, save_graphs_path=folder)
+        try:
             with pytest.raises((RuntimeError, TypeError), match=NO_KERNEL):
                 graphs(Tensor(np.zeros(step.tokens, np.int32)), batch)
+        finally:
+            ms.set_context(save_graphs=0)
         (compiled,) = Path(folder).rglob("*_backend_pass_*.ir")
         counts = Counter(re.findall(r"(?m)^ +%\d+\(.*?\) = (?:PrimFunc_)?(\w+)\(", compiled.read_text()))
     assert {group[0] for groups in graphs.graphs for group in groups} == {kind}
