@@ -76,6 +76,7 @@ def test_the_other_elementwise_kernels(kernels: AscendKernels, dtype: Any, name:
     x, residual = (normal(rng, (step.tokens, 96), dtype) for _ in range(2))
     for activation in ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu"):
         assert kernels.activate(x, activation).shape == x.shape
+    assert kernels.take_rows(x, np.arange(step.tokens)[::-1]).shape == x.shape
     assert kernels.layer_norm(x, mint.ones(96), mint.zeros(96), 1e-5).dtype == dtype
     assert kernels.add_layer_norm(x, residual, mint.ones(96), mint.zeros(96), 1e-5)[0].shape == x.shape
     assert kernels.silu_and_mul(x, residual).shape == x.shape

@@ -4,6 +4,8 @@ Nothing here runs on the hardware. Both sides compute in float32, so results dif
 dtype: `unit` is one of them, relative. A result that both round once may be off by two, one on each side.
 """
 
+import gc
+import weakref
 from typing import Any
 
 import mindspore as ms
@@ -54,6 +56,16 @@ def test_embedding(dtype: Any) -> None:
 
 
 @DTYPES
+def test_rows(dtype: Any) -> None:
+    ascend, reference, standin = both()
+    x, rows = normal(np.random.default_rng(1), (40, 16), dtype), np.array([39, 0, 12, 12], np.int64)
+    for kernels in (ascend, reference):
+        got = kernels.take_rows(x, rows)
+        assert np.array_equal(wide(got), wide(x)[rows]) and got.dtype == dtype
+    assert standin.called == ["gather"]
+
+
+@DTYPES
 def test_elementwise(dtype: Any) -> None:
     ascend, reference, _ = both()
     rng = np.random.default_rng(1)
@@ -96,6 +108,29 @@ def test_rotary(dtype: Any, size: int, offset: int, interleaved: bool) -> None:
         results.append(kernels.rotary(query, key, positions, table, 64, interleaved, offset))
     for got, want in zip(*results, strict=True):
         close(got, want)
+
+
+def test_tables_of_angles_for_one_step() -> None:
+    """As images have: each step's are its own, the last few of which are kept, and the one for all steps among them."""
+    ascend, reference, standin = both()
+    rng = np.random.default_rng(1)
+    always = exact(rng.normal(size=(50, 64)), ms.bfloat16)
+    of_steps = set()
+    for step in range(30):
+        own = exact(rng.normal(size=(3, 64)), ms.bfloat16)
+        for table, positions in ((always, rng.integers(0, 50, 6)), (own, np.arange(3))):
+            query = normal(rng, (len(positions), 128), ms.bfloat16)
+            rows, standin.uploads = Tensor(positions), []
+            for _ in range(2):  # layers
+                results = [k.rotary(query.copy(), query.copy(), rows, table, 64, False) for k in (ascend, reference)]
+                for got, want in zip(*results, strict=True):
+                    close(got, want)
+            expected = 1 if table is always and step else 2  # how many rows there are; the table
+            assert len(standin.uploads) == expected
+        of_steps.add(weakref.ref(own))
+    del own, table
+    gc.collect()
+    assert sum(each() is not None for each in of_steps) <= 8
 
 
 @DTYPES

@@ -29,11 +29,3 @@ def test_sixteen_bits_are_taken() -> None:
 def test_float32() -> None:
     with pytest.raises(ValueError, match=r"float32 is not supported on Ascend, .*; use --dtype bfloat16"):
         configure(checkpoint("llama"), dtype="float32")
-
-
-def test_models_that_read_images() -> None:
-    from tests.multimodal.models import CASES
-
-    folder = CASES["llava, CLIP and Llama"].folder
-    with pytest.raises(ValueError, match=r"LlavaForConditionalGeneration reads images, .* on Ascend yet; set VLLM_MS_"):
-        configure(folder, dtype="bfloat16")

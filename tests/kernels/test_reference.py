@@ -91,6 +91,16 @@ def test_load_rows_refuses_what_does_not_fit(
         kernels.load_rows(weight, part, first_row, np.zeros(shape, np.float32))
 
 
+@pytest.mark.parametrize("dtype", [ms.float32, ms.bfloat16, ms.float16])
+@pytest.mark.parametrize("shape", [(9, 5), (9, 2, 3)])
+def test_take_rows(kernels: Kernels, dtype: Any, shape: tuple[int, ...]) -> None:
+    values = normal(np.random.default_rng(0), shape, dtype)
+    for rows in (np.array([8, 0, 3, 3]), np.array([], np.int64)):
+        taken = kernels.take_rows(to_tensor(values, dtype), rows)
+        assert taken.dtype == dtype
+        np.testing.assert_array_equal(to_array(taken), values[rows])
+
+
 # --- dense -----------------------------------------------------------------------------------------------------
 
 

@@ -157,11 +157,13 @@ def _llava(vision: Any, text: Any, strategy: str, layers: Any, spread: float = 0
     return _randomized(LlavaForConditionalGeneration(config), spread), processor
 
 
-def _qwen(spread: float = 0.2, sections: Sequence[int] = (2, 3, 3), **options: Any) -> tuple[torch.nn.Module, Any]:
+def _qwen(
+    spread: float = 0.2, sections: Sequence[int] = (2, 3, 3), vision_size: int = 48, **options: Any
+) -> tuple[torch.nn.Module, Any]:
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections)}
     vision: dict[str, Any] = {
         "depth": 3,
-        "hidden_size": 48,
+        "hidden_size": vision_size,
         "intermediate_size": 80,
         "num_heads": 4,
         "out_hidden_size": options.get("hidden_size", 64),
@@ -202,15 +204,15 @@ CASES: dict[str, Case] = {
 }
 
 
-# For 16 bits: wide enough that what rounding does is no matter of chance.
+# For 16 bits: wide enough that what rounding does is no matter of chance. Towers have heads of 16.
 _LARGE = _TEXT | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8}
 LARGE: dict[str, Case] = {
     "llava": Case(
-        lambda: _llava(CLIPVisionConfig(**_VISION), LlamaConfig(**_LARGE), "default", -2, 0.06),
+        lambda: _llava(CLIPVisionConfig(**_VISION | {"hidden_size": 64}), LlamaConfig(**_LARGE), "default", -2, 0.06),
         "<image>",
         dtype=torch.bfloat16,
     ),
-    "qwen2_5_vl": Case(lambda: _qwen(0.06, (4, 6, 6), **_LARGE), QWEN_IMAGE, QWEN, dtype=torch.bfloat16),
+    "qwen2_5_vl": Case(lambda: _qwen(0.06, (4, 6, 6), 64, **_LARGE), QWEN_IMAGE, QWEN, dtype=torch.bfloat16),
 }
 
 

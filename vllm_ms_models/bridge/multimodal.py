@@ -71,11 +71,13 @@ class MultimodalShell(CausalLMShell, SupportsMultiModal):
 
     def embed_multimodal(self, **inputs: Any) -> list[torch.Tensor]:
         """One tensor `[placeholders, hidden]` for each image or video."""
-        from vllm_ms_models.bridge.tensors import download, upload
+        from vllm_ms_models.bridge.tensors import download, to_mindspore, upload
 
         if not inputs:
             return []
-        rows, sizes = self.cell.embed_items(**{name: upload(value) for name, value in inputs.items()})
+        # Grids stay on the host, which counts with them.
+        given = {name: (upload if x.is_floating_point() else to_mindspore)(x) for name, x in inputs.items()}
+        rows, sizes = self.cell.embed_items(**given)
         return list(download(rows).split(sizes))
 
     def embed_input_ids(

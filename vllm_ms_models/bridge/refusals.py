@@ -115,8 +115,6 @@ def _ascend(model: ModelConfig) -> Iterator[str]:
             "float32 is not supported on Ascend, whose fused operators take 16-bit floats; use --dtype bfloat16, or "
             "set VLLM_MS_DEVICE=cpu."
         )
-    if model.is_multimodal_model:
-        yield f"{model.architectures[0]} reads images, which is not supported on Ascend yet; set VLLM_MS_DEVICE=cpu."
 
 
 def _multimodal(vllm_config: VllmConfig, model: ModelConfig) -> Iterator[str]:

@@ -52,6 +52,12 @@ class Kernels(ABC):
         """The opposite of `place`."""
         return x
 
+    def take_rows(self, x: Tensor, rows: np.ndarray) -> Tensor:
+        """Rows of `x` `[rows, ...]` by their numbers, int64 `[n]`, which all exist."""
+        if x.dtype != ms.bfloat16:
+            return Tensor.from_numpy(x.asnumpy()[rows])
+        return Tensor.from_numpy(x.view(ms.int16).asnumpy()[rows]).view(ms.bfloat16)  # NumPy has no bfloat16
+
     def new_cache(self, shape: tuple[int, ...], dtype: ms.Type) -> Any:
         """Where there is own memory: the cache of a layer, zeros, for the methods that take one (see `cache_shape`)."""
         return ms.mint.zeros(shape, dtype=dtype)

@@ -38,7 +38,7 @@ class RaggedSequences:
         starts, sizes, tables = (Tensor.from_numpy(array) for array in (starts, sizes, tables))
         longest = int(np.max(lengths))
         sequences = PagedSequences(starts, sizes, tables, longest, longest)
-        return cls(sequences, Tensor.from_numpy(slots), int(blocks.sum()))
+        return cls(sequences, kernels.get().place(Tensor.from_numpy(slots)), int(blocks.sum()))
 
 
 class RaggedAttention(Layer):

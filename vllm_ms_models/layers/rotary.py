@@ -25,6 +25,7 @@ class SectionedRows:
 
     def __init__(self, parameters: RopeParameters, max_model_len: int) -> None:
         self.parameters = parameters
+        self.kernels = kernels.get()
         self.frequencies = inverse_frequencies(parameters, max_model_len)
         self.positions: Tensor | None = None
         self.rows: tuple[Tensor, Tensor]
@@ -32,11 +33,11 @@ class SectionedRows:
     def of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """`positions` int64 `[3, tokens]`, or `[tokens]` if all are the same -> numbers of rows, and the rows."""
         if positions is not self.positions:
-            found = positions.asnumpy()
+            found = self.kernels.fetch(positions).asnumpy()
             found = np.broadcast_to(found, (3, found.shape[-1])) if found.ndim == 1 else found
             rows = cos_sin_rows(self.parameters, self.frequencies, found)
             self.positions = positions
-            self.rows = Tensor.from_numpy(np.arange(len(rows), dtype=np.int64)), Tensor.from_numpy(rows)
+            self.rows = _numbered(rows)
         return self.rows
 
 
@@ -94,7 +95,13 @@ class AxialRotary(Layer):
     def rotation(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
         """For a step's patches, whose rows and columns are int64 `[2, patches]`."""
         rows = cos_sin_rows(self.parameters, self.frequencies, places)
-        return Tensor.from_numpy(np.arange(len(rows), dtype=np.int64)), Tensor.from_numpy(rows)
+        return _numbered(rows)
 
     def construct(self, query: Tensor, key: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return self.kernels.rotary(query, key, *rotation, self.head_size, False)
+
+
+def _numbered(rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """A table of a step's own, and which row of it each token has: its own."""
+    numbers = np.arange(len(rows), dtype=np.int64)
+    return kernels.get().place(Tensor.from_numpy(numbers)), Tensor.from_numpy(rows)

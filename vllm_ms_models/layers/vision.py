@@ -26,10 +26,8 @@ def patches(pixels: Tensor, size: int) -> Tensor:
 
 
 def take_rows(x: Tensor, numbers: np.ndarray) -> Tensor:
-    """Rows `numbers` of `x` `[rows, ...]`."""
-    if x.dtype != ms.bfloat16:
-        return Tensor.from_numpy(x.asnumpy()[numbers])
-    return Tensor.from_numpy(x.view(ms.int16).asnumpy()[numbers]).view(ms.bfloat16)  # NumPy has no bfloat16
+    """Rows of `x` `[rows, ...]` by their numbers, int64 `[n]`."""
+    return kernels.get().take_rows(x, numbers)
 
 
 class PatchEmbedding(Layer):
@@ -81,4 +79,4 @@ class Parameter(Layer):
         yield Slot(self.name, self.loaded.shape, load)
 
     def finish_loading(self) -> None:
-        self.value = Tensor.from_numpy(self.loaded).astype(self.dtype)
+        self.value = kernels.get().place(Tensor.from_numpy(self.loaded)).astype(self.dtype)

@@ -62,7 +62,9 @@ class Writer:
 
     def __init__(self, fused: Any) -> None:
         self._ops = fused
-        # A step's slots, their blocks' size, which of its tokens have one and the rows of these: the same in all layers
+        # A step's slots, the blocks' size, and what is made of these two, the same in all layers: numbers of slots in
+        # `half_blocks`; or which of the tokens have a slot, and the rows of these.
+        self._doubled: tuple[Tensor, int, Tensor] | None = None
         self._rows: tuple[Tensor, int, Tensor | None, Tensor | None] | None = None
 
     def write(self, key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:
@@ -75,8 +77,10 @@ class Writer:
             return
         if is_fused(cache):
             keys, values = half_blocks(cache)
-            doubled = doubled_slots(slots, cache.shape[2])
-            self._ops.reshape_and_cache(key.contiguous(), value.contiguous(), keys, values, doubled)
+            size = cache.shape[2]
+            if self._doubled is None or self._doubled[0] is not slots or self._doubled[1] != size:
+                self._doubled = slots, size, doubled_slots(slots, size)
+            self._ops.reshape_and_cache(key.contiguous(), value.contiguous(), keys, values, self._doubled[2])
             return
         kept, rows = self._places(slots, cache)
         if rows is None:

@@ -15,6 +15,7 @@ from vllm_ms_models.kernels.low_rank import Addend
 from vllm_ms_models.kernels.weight import Weight
 
 _CLAMPED = 7.0  # how large gate and up can be in gpt-oss's activation
+_TABLES = 8  # of angles that are kept; those of images, and of positions with sections, are others at each step
 
 
 class Dense:
@@ -277,7 +278,12 @@ class Dense:
         key = id(cos_sin), dtype
         if key not in self._turns or self._turns[key][0] is not positions:
             count = self._ops.to_device(Tensor([positions.shape[0]], ms.int32))
+            self._turns.pop(key, None)  # so that those not asked for longest come first
             self._turns[key] = positions, cos_sin, (*self.turns(positions, cos_sin, dtype), count)
+            if len(self._turns) > _TABLES:
+                old = next(iter(self._turns))
+                del self._turns[old]
+                self._placed.pop((old[0], ms.float32), None)
         return self._turns[key][2]
 
     def turns(self, positions: Tensor, cos_sin: Tensor, dtype: ms.Type) -> tuple[Tensor, Tensor]:

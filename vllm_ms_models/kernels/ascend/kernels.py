@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, mint
 
 from vllm_ms_models.kernels import float8
 from vllm_ms_models.kernels.ascend import caches, dense, integers, operators, weights
@@ -50,6 +50,11 @@ class AscendKernels(Kernels):
 
     def fetch(self, x: Tensor) -> Tensor:
         return self._ops.to_host(x)
+
+    def take_rows(self, x: Tensor, rows: np.ndarray) -> Tensor:
+        if len(rows) == 0:
+            return mint.zeros((0, *x.shape[1:]), dtype=x.dtype)
+        return self._ops.gather(x, self._ops.to_device(Tensor(rows.astype(np.int32))))
 
     def memory(self) -> tuple[int, int]:
         return self._ops.memory()
