@@ -35,7 +35,7 @@ def test_a_model_is_as_near_to_float32_as_the_reference(name: str, monkeypatch: 
 
 
 def test_what_a_picture_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its pixels to the device and its embeddings back, once; of each step the positions come back, for their angles."""
+    """Its pixels to the device and its embeddings back, once; each step, the positions come back for their angles."""
     from vllm import SamplingParams
 
     case, standin = LARGE["qwen2_5_vl"], StandIn()
