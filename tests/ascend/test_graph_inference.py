@@ -12,7 +12,9 @@ from tests.quantization.test_quantized_experts import SCHEMES
 from tests.zoo.family import families
 from vllm_ms_models import registry
 from vllm_ms_models.bridge.compiling import COMPILED
+from vllm_ms_models.bridge.graph import Takes
 from vllm_ms_models.distributed.communication import GraphGroup
+from vllm_ms_models.distributed.stage import Stage
 
 STEPS_AND_DTYPES = [
     pytest.param(
@@ -88,3 +90,23 @@ def test_experts_of_other_ranks(kind: str, dtype: Any) -> None:
     graphs = graphs_of("Qwen3MoeForCausalLM", made, dtype, **context)
     # Of the embedding, and of each layer's attention and experts.
     assert check_inferred(graphs, kind)["AllReduce"] == 1 + 2 * len(graphs.layers)
+
+
+@STEP
+@pytest.mark.parametrize("stage", [0, 1])
+def test_stages(stage: int, kind: str, dtype: Any) -> None:
+    """Of a pipeline: what the second takes and the first gives are hidden states and residual."""
+    own = Stage(stage, 2, (range(1), range(1, 3))[stage])
+    takes: Takes = "ids" if own.is_first else "stream"
+    made = config("qwen2", head_dim=32, num_hidden_layers=3)
+    check_inferred(graphs_of("Qwen2ForCausalLM", made, dtype, takes=takes, pipeline=own), kind)
+
+
+@STEP
+def test_embeddings_and_positions_of_images(kind: str, dtype: Any) -> None:
+    """As Qwen2.5-VL's decoder has them."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
+    made = config("qwen2", head_dim=32, rope_parameters=rope)
+    graphs = graphs_of("Qwen2ForCausalLM", made, dtype, takes="embeds")
+    assert graphs.sectioned is not None
+    check_inferred(graphs, kind)

@@ -10,13 +10,13 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import mint
 
 from tests.ascend import graph_operators, graph_operators_experts
 from tests.ascend.contract import PRIMITIVES, copied, write_rows
 from tests.ascend.steps import BLOCK, step_of
 from vllm_ms_models import kernels, registry
-from vllm_ms_models.bridge.graph import GraphedCell
+from vllm_ms_models.bridge.graph import GraphedCell, Takes
 from vllm_ms_models.kernels.ascend import operators
 from vllm_ms_models.kernels.ascend.graph import AscendGraphKernels
 from vllm_ms_models.layers.attention import Attention
@@ -54,7 +54,12 @@ class WithoutMemory:
 
 
 def graphs_of(
-    architecture: str, config: Any, dtype: Any, quantization: Mapping[str, Any] | None = None, **context: Any
+    architecture: str,
+    config: Any,
+    dtype: Any,
+    quantization: Mapping[str, Any] | None = None,
+    takes: Takes = "ids",
+    **context: Any,
 ) -> GraphedCell:
     """Those of a model of example weights."""
     kernels.use(AscendGraphKernels(WithoutMemory()))
@@ -67,10 +72,10 @@ def graphs_of(
     for slot in sorted(slots, key=lambda slot: not slot.early):
         shape = slot.part_shape
         slot.load(rng.uniform(-1, 1, shape).astype(np.float32) if slot.example is None else slot.example(shape))
-    return graphed(cell, dtype)
+    return graphed(cell, dtype, takes, config.hidden_size)
 
 
-def graphed(cell: Any, dtype: Any) -> GraphedCell:
+def graphed(cell: Any, dtype: Any, takes: Takes, width: int) -> GraphedCell:
     """Of a model that is loaded, with caches of 8 blocks."""
     active = kernels.get()
     for _, part in cell.cells_and_names():
@@ -80,7 +85,7 @@ def graphed(cell: Any, dtype: Any) -> GraphedCell:
             part.cache = active.new_cache((8, 2, BLOCK, part.num_kv_heads, part.head_size), dtype)
         elif isinstance(part, LatentAttention):
             part.cache = active.new_cache((8, BLOCK, part.width), dtype)
-    graphs = GraphedCell(cell, active, dtype)
+    graphs = GraphedCell(cell, active, dtype, takes, width)
     graphs.start()
     return graphs
 
@@ -89,13 +94,15 @@ def check_inferred(graphs: GraphedCell, kind: str) -> Counter[str]:
     """That MindSpore infers all of the graph for that kind of steps; gives how often it has each operator."""
     step = step_of(STEPS[kind], np.random.default_rng(0))
     view = CacheView(step.sequences, step.slots)
-    batch = Batch(step.positions, {layer.name: view for layer in graphs.layers})
+    positions = step.positions if graphs.sectioned is None else mint.broadcast_to(step.positions, (3, step.tokens))
+    batch = Batch(positions, {layer.name: view for layer in graphs.layers})
+    ids, *others = graphs.nothing(step.tokens)
     with tempfile.TemporaryDirectory() as folder:
         # MindSpore would rather have MS_DEV_SAVE_GRAPHS, but reads that once, when a process first compiles.
         ms.set_context(save_graphs=1, save_graphs_path=folder)
         try:
             with pytest.raises((RuntimeError, TypeError), match=NO_KERNEL):
-                graphs(Tensor(np.zeros(step.tokens, np.int32)), batch)
+                graphs(ids, batch, *others)
         finally:
             ms.set_context(save_graphs=0)
         (compiled,) = Path(folder).rglob("*_backend_pass_*.ir")

@@ -20,6 +20,7 @@ def reason(family: str = "llama", model: dict[str, Any] | None = None, **options
 def test_what_is_compiled() -> None:
     assert reason() is None
     assert reason(tensor_parallel_size=2) is None
+    assert reason(pipeline_parallel_size=2) is None
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,6 @@ def test_what_is_compiled() -> None:
     [
         ({"enforce_eager": True}, "--enforce-eager"),
         ({"enable_lora": True}, "adapters are not compiled yet"),
-        ({"pipeline_parallel_size": 2}, "stages of a pipeline are not compiled yet"),
         ({"data_parallel_size": 2}, "data-parallel ranks are not compiled yet"),
         (
             {"family": "olmo2", "model": {}, "tensor_parallel_size": 2},

@@ -5,7 +5,8 @@ from vllm.config import VllmConfig
 from vllm_ms_models import suites
 from vllm_ms_models.bridge.refusals import INT8_CACHE
 
-# Of their layers, all that a graph has to do is known to compile (tests/ascend/test_graph_models.py).
+# Of their layers, all that a graph has to do is known to compile (tests/ascend/test_graph_models.py). Of those that
+# read images it is the decoder.
 COMPILED = {
     "DeepseekV2ForCausalLM",
     "DeepseekV3ForCausalLM",
@@ -19,6 +20,7 @@ COMPILED = {
     "InternLM2ForCausalLM",
     "InternLM3ForCausalLM",
     "LlamaForCausalLM",
+    "LlavaForConditionalGeneration",
     "MiniCPMForCausalLM",
     "MistralForCausalLM",
     "MixtralForCausalLM",
@@ -27,6 +29,7 @@ COMPILED = {
     "Olmo3ForCausalLM",
     "Phi3ForCausalLM",
     "Qwen2ForCausalLM",
+    "Qwen2_5_VLForConditionalGeneration",
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
 }
@@ -37,7 +40,10 @@ ONE_RANK = {"Olmo2ForCausalLM", "Olmo3ForCausalLM"}
 def problem(vllm_config: VllmConfig) -> str | None:
     """Why a model is not compiled, without the full stop; None if it is."""
     model, parallel, cache = vllm_config.model_config, vllm_config.parallel_config, vllm_config.cache_config.cache_dtype
-    name, capped = model.architecture, getattr(model.hf_text_config, "attn_logit_softcapping", None) is not None
+    name, text = model.architecture, model.hf_text_config
+    if name == "LlavaForConditionalGeneration":  # any decoder's, whose text_config need not name it (llava/model.py)
+        name = (getattr(text, "architectures", None) or [name])[0]
+    capped = getattr(text, "attn_logit_softcapping", None) is not None
     reasons = {
         "--enforce-eager": model.enforce_eager,
         f"graphs of {name} are not supported yet": name not in COMPILED,
@@ -46,7 +52,6 @@ def problem(vllm_config: VllmConfig) -> str | None:
         "what embeds or classifies is not compiled yet": model.runner_type == "pooling",
         "adapters are not compiled yet": vllm_config.lora_config is not None,
         "--speculative-config": vllm_config.speculative_config is not None,
-        "stages of a pipeline are not compiled yet": parallel.pipeline_parallel_size > 1,
         "data-parallel ranks are not compiled yet": parallel.data_parallel_size > 1,
         f"several ranks of {name} are not compiled yet": name in ONE_RANK and parallel.tensor_parallel_size > 1,
         f"--kv-cache-dtype {cache}": cache == INT8_CACHE,

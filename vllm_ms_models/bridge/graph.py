@@ -2,14 +2,16 @@
 
 The kinds are steps in which every sequence has one token, steps in which none has context, and all others
 (kernels/ascend/graph/sequences.py); layers with a window may be of another kind than the rest. The graphs' inputs are
-tensors of any size: tokens, positions, and what each cache group's layers are told of the sequences.
+tensors of any size: tokens, or what is in their place, positions, and what each cache group's layers are told of the
+sequences.
 **Not run on hardware.**
 """
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn
 
 from vllm_ms_models.kernels import Kernels, Weight
@@ -19,27 +21,38 @@ from vllm_ms_models.layers.attention import Attention
 from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.mla import LatentAttention, LatentHeads
 from vllm_ms_models.layers.moe import MoE
+from vllm_ms_models.layers.rotary import RotaryEmbedding, SectionedRows
 
 logger = logging.getLogger("vllm.ms_models")
 
 Group = tuple[str, int | None, bool]
 """Layers that are told the same of a step: its kind, their window, and whether they are causal."""
 
+Takes = Literal["ids", "embeds", "stream"]
+"""What a Cell computes with: tokens, their embeddings, or what the stage before it in a pipeline gives."""
+
 
 class _Graph(nn.Cell):
     """`of_layers`: for each of the attention layers with `names`, which of `groups` it belongs to."""
 
     def __init__(
-        self, cell: Any, names: tuple[str, ...], of_layers: tuple[int, ...], groups: tuple[Group, ...], dtype: ms.Type
+        self,
+        cell: Any,
+        takes: Takes,
+        names: tuple[str, ...],
+        of_layers: tuple[int, ...],
+        groups: tuple[Group, ...],
+        dtype: ms.Type,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.cell = cell
+        self.takes = takes
         self.names = names
         self.of_layers = of_layers
         self.groups = groups
         self.dtype = dtype
 
-    def construct(self, ids: Tensor, positions: Tensor, inputs: Any) -> Tensor:
+    def construct(self, given: Any, positions: Any, inputs: Any) -> Any:
         views: tuple[Any, ...] = ()
         for i in range(len(self.groups)):
             kind, window, causal = self.groups[i]
@@ -49,30 +62,56 @@ class _Graph(nn.Cell):
         caches = {}
         for i in range(len(self.names)):
             caches[self.names[i]] = views[self.of_layers[i]]
-        return self.cell.construct(ids, {"positions": positions, "caches": caches})
+        batch = {"positions": positions, "caches": caches}
+        if self.takes == "ids":
+            return self.cell.construct(given[0], batch)
+        if self.takes == "embeds":
+            return self.cell.construct(None, batch, given[0])
+        return self.cell.construct(None, batch, None, given)
 
 
 class GraphedCell:
-    """In place of a model's Cell: its `construct(ids, batch)` by graphs, each compiled at its first use.
+    """In place of a model's Cell: its `construct` by graphs, each compiled at its first use.
 
-    `dtype` is that of activations; `start` is called once, when all is loaded. What no graph can hold runs operator by
-    operator, in the same way otherwise.
+    `dtype` is that of activations, `width` the features of what is taken in the place of tokens; `start` is called
+    once, when all is loaded. What no graph can hold runs operator by operator, in the same way otherwise.
     """
 
-    def __init__(self, cell: Any, active: Kernels, dtype: ms.Type) -> None:
+    def __init__(self, cell: Any, active: Kernels, dtype: ms.Type, takes: Takes = "ids", width: int = 0) -> None:
         assert isinstance(active, AscendGraphKernels)
         self.cell = cell
         self.kernels = active
         self.dtype = dtype
+        self.takes: Takes = takes
+        self.width = width
         parts = [part for _, part in cell.cells_and_names()]
         self.layers: list[Any] = [part for part in parts if isinstance(part, Attention | LatentAttention)]
         self.traits = [_traits(layer) for layer in self.layers]
+        rotaries = [part.sectioned for part in parts if isinstance(part, RotaryEmbedding)]
+        self.sectioned: SectionedRows | None = next((each for each in rotaries if each is not None), None)
         self.compiles = True
         self.graphs: dict[tuple[Group, ...], Any] = {}
 
-    def __call__(self, ids: Tensor, batch: Batch, inputs_embeds: Tensor | None = None) -> Tensor:
-        """`inputs_embeds` are of models that read images, which are not compiled."""
-        assert inputs_embeds is None
+    def __call__(
+        self,
+        ids: Tensor | None,
+        batch: Batch,
+        inputs_embeds: Tensor | None = None,
+        stream: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
+        given: Any = {"ids": (ids,), "embeds": (inputs_embeds,), "stream": stream}[self.takes]
+        positions: Any = batch.positions
+        if self.sectioned is not None:
+            own, rows = self.sectioned.of(positions)
+            positions = own, self.kernels.place(rows)
+        groups, inputs, of_layers = self._grouped(batch)
+        if groups not in self.graphs:
+            self.graphs[groups] = self._make(of_layers, groups, given, positions, inputs)
+        positions = ms.mutable(positions) if isinstance(positions, tuple) else positions
+        return self.graphs[groups](ms.mutable(given), positions, ms.mutable(inputs))
+
+    def _grouped(self, batch: Batch) -> tuple[tuple[Group, ...], tuple[tuple[Tensor, ...], ...], tuple[int, ...]]:
+        """Which groups of layers are told the same, and what; and which of these each of the layers belongs to."""
         numbers: dict[Any, int] = {}
         groups: list[Group] = []
         inputs: list[tuple[Tensor, ...]] = []
@@ -82,29 +121,37 @@ class GraphedCell:
             number = numbers.setdefault((id(view), traits), len(groups))
             if number == len(groups):
                 window, causal, heads, size = traits
-                kind, given = self.kernels.kind_of(view.sequences, layer.cache[0].shape[1], window, heads, size)
+                kind, found = self.kernels.kind_of(view.sequences, layer.cache[0].shape[1], window, heads, size)
                 groups.append((kind, window, causal))
-                inputs.append((view.slots.astype(ms.int32), *given))
+                inputs.append((view.slots.astype(ms.int32), *found))
             of_layers.append(number)
-        key = tuple(groups)
-        if key not in self.graphs:
-            self.graphs[key] = self._make(tuple(of_layers), key, ids, batch.positions, inputs)
-        return self.graphs[key](ids, batch.positions, ms.mutable(tuple(inputs)))
+        return tuple(groups), tuple(inputs), tuple(of_layers)
+
+    def nothing(self, rows: int) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
+        """Tokens, embeddings and what a stage gives, of nobody: one of them, of so many rows."""
+        place = self.kernels.place
+        if self.takes == "ids":
+            return place(Tensor(np.zeros(rows, np.int32))), None, None
+        features = place(Tensor(np.zeros((rows, self.width), np.float32))).astype(self.dtype)
+        return (None, features, None) if self.takes == "embeds" else (None, None, (features, features.copy()))
 
     def _make(
-        self, of_layers: tuple[int, ...], groups: tuple[Group, ...], ids: Tensor, positions: Tensor, inputs: Any
+        self, of_layers: tuple[int, ...], groups: tuple[Group, ...], given: Any, positions: Any, inputs: Any
     ) -> Any:
         graph = self.as_written(of_layers, groups)
         if self.compiles:
+            rows = tuple(map(_any_rows, given))
+            several = isinstance(positions, tuple)
+            places = ms.mutable(tuple(map(_any_rows, positions))) if several else _any_rows(positions)
             sizes = tuple(tuple(map(_any_size, group)) for group in inputs)
-            graph.set_inputs(_any_size(ids), _any_size(positions), ms.mutable(sizes))
+            graph.set_inputs(ms.mutable(rows), places, ms.mutable(sizes))
             graph.construct = ms.jit(graph.construct)
         return graph
 
     def as_written(self, of_layers: tuple[int, ...], groups: tuple[Group, ...]) -> Any:
         """What a graph is compiled of, which gives the same operator by operator."""
         names = tuple(layer.name for layer in self.layers)
-        return _Graph(self.cell, names, of_layers, groups, self.dtype)
+        return _Graph(self.cell, self.takes, names, of_layers, groups, self.dtype)
 
     def start(self) -> None:
         """What was loaded into layers, as parameters: other tensors that they have would be constants of the graphs."""
@@ -163,6 +210,10 @@ def _traits(layer: Any) -> tuple[int | None, bool, int, int]:
         heads = layer.heads
         return None, True, layer.num_heads, padded_size(heads.nope_size + layer.rope_size, heads.value_size)
     return layer.window, layer.causal, layer.num_heads, layer.head_size
+
+
+def _any_rows(x: Tensor) -> Tensor:
+    return Tensor(shape=[None, *x.shape[1:]], dtype=x.dtype)
 
 
 def _any_size(x: Tensor) -> Tensor:

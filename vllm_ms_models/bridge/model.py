@@ -175,7 +175,7 @@ class CausalLMShell(Shell):
             assert intermediate_tensors is not None
             sent = (intermediate_tensors[name] for name in STREAM)
             stream = tuple(way.upload(tensor) for way, tensor in zip(self.received, sent, strict=True))
-            result = self.cell(None, batch, None, stream)
+            result = self.run(None, batch, None, stream)
         else:
             ids = upload(input_ids) if inputs_embeds is None else None
             embeds = None if inputs_embeds is None else self.received[0].upload(inputs_embeds)
@@ -185,15 +185,18 @@ class CausalLMShell(Shell):
         return IntermediateTensors(dict(zip(STREAM, map(download, result), strict=True)))
 
     def _runs(self) -> Callable[..., Any]:
-        """The Cell, or its graphs if the kernels are to be compiled."""
+        """The Cell; or graphs of it, of its language model if it has encoders, if the kernels are to be compiled."""
         from vllm_ms_models import kernels
 
         if not kernels.get().compiled:
             return self.cell
-        from vllm_ms_models.bridge.graph import GraphedCell
+        from vllm_ms_models.bridge.graph import GraphedCell, Takes
         from vllm_ms_models.bridge.tensors import DTYPES
 
-        return GraphedCell(self.cell, kernels.get(), DTYPES[self.dtype])
+        decoder = getattr(self.cell, "language_model", self.cell)
+        takes: Takes = "ids" if decoder is self.cell else "embeds"
+        takes = takes if self.stage.is_first else "stream"
+        return GraphedCell(decoder, kernels.get(), DTYPES[self.dtype], takes, self.hidden_size)
 
     def _hidden_states(self, result: Any) -> Any:
         """For vLLM, which pools them, drafts by them, or takes rows for `compute_logits` and nothing else."""

@@ -13,11 +13,14 @@ from vllm_ms_models.layers.moe import MoE
 
 def settle(model: Any) -> None:
     """The weights of a model, one of bridge/model.py."""
-    active, dtype = kernels.get(), DTYPES[model.dtype]
-    if active.compiled:
+    active, dtype = kernels.get().uncompiled, DTYPES[model.dtype]
+    compiled: set[int] = set()
+    if kernels.get().compiled:
         model.run.start()
-        return
+        compiled = {id(part) for _, part in model.run.cell.cells_and_names()}
     for _, part in model.cell.cells_and_names():
+        if id(part) in compiled:
+            continue
         weight = getattr(getattr(part, "scheme", None), "weight", None)
         if isinstance(weight, Weight):
             active.settle(weight, dtype)

@@ -37,7 +37,10 @@ def compile_graphs(graphs: GraphedCell, groups: Sequence[Sequence[str]], block_s
             caches |= dict.fromkeys(names, CacheView(sequences, slots))
         batch = Batch(place(Tensor(positions, ms.int64)), caches)
         try:
-            graphs.kernels.fetch(graphs(place(Tensor(np.zeros(rows, np.int32))), batch))
+            ids, embeds, stream = graphs.nothing(rows)
+            result = graphs(ids, batch, embeds, stream)
+            for each in result if isinstance(result, tuple) else (result,):
+                graphs.kernels.fetch(each)
         except Exception as error:
             raise RuntimeError(
                 "The model could not be compiled; add --enforce-eager to serve it operator by operator."

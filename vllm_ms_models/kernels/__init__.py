@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from vllm_ms_models.kernels.interface import SCALE_BYTES, Integers, Kernels, Weight
 from vllm_ms_models.kernels.low_rank import Addend, LowRank
@@ -25,6 +27,17 @@ def get() -> Kernels:
     if _active is None:
         raise RuntimeError("No kernels chosen: call vllm_ms_models.kernels.use(...) before building a model.")
     return _active
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Layers that are made in the block run operator by operator, also where others become graphs."""
+    before = get()
+    use(before.uncompiled)
+    try:
+        yield
+    finally:
+        use(before)
 
 
 def choose(device: str, graphs: bool = False) -> Kernels:
@@ -78,5 +91,6 @@ __all__ = [
     "Weight",
     "choose",
     "get",
+    "uncompiled",
     "use",
 ]

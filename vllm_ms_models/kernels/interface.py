@@ -39,6 +39,11 @@ class Kernels(ABC):
     def describe(self) -> str:
         """One phrase for the start-up line, e.g. `C++ (AVX-512 BF16, 2 threads)`."""
 
+    @property
+    def uncompiled(self) -> "Kernels":
+        """The same for layers beside the graphs, if there are any."""
+        return self
+
     # --- memory ------------------------------------------------------------------------------------------------
 
     def place(self, x: Tensor) -> Tensor:

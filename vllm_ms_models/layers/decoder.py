@@ -72,7 +72,7 @@ class Decoder(Layer):
         stream: Stream | None = None,
     ) -> Tensor | Stream:
         """The first stage takes tokens or embeddings, the others `stream`; all but the last give the next one's."""
-        hidden, residual = stream or (None, None)
+        hidden, residual = (None, None) if stream is None else stream
         if stream is None:
             hidden = self.start(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds, batch)
         for layer in self.layers:

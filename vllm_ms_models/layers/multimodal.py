@@ -1,11 +1,13 @@
 """What turns a language model into one that reads images or video: encoders before it, its decoder unchanged."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from mindspore import Tensor
 
+from vllm_ms_models import kernels
 from vllm_ms_models.layers.batch import Batch
 from vllm_ms_models.layers.causal_lm import CausalLM
 from vllm_ms_models.layers.context import ModelContext
@@ -43,6 +45,11 @@ class MultimodalLM(Layer):
         self.ignored: list[Any] = list(getattr(language_model, "ignored", ()))
         if not context.pipeline.is_first:
             self.elsewhere += [f"{prefix}*" for prefix in self.encoders]
+
+    @staticmethod
+    def making_encoders() -> AbstractContextManager[None]:
+        """Subclasses make theirs in this block: a decoder may be compiled, its encoders are not."""
+        return kernels.uncompiled()
 
     def construct(
         self,

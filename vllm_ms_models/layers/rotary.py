@@ -74,9 +74,17 @@ class RotaryEmbedding(Layer):
         if self.sectioned is None:
             self.cos_sin = Tensor.from_numpy(cos_sin_table(parameters, context.max_model_len))
 
-    def construct(self, query: Tensor, key: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Both rotated, maybe in place; `positions` is int64 `[tokens]`, or `[3, tokens]` with sections."""
-        numbers, rows = (positions, self.cos_sin) if self.sectioned is None else self.sectioned.of(positions)
+    def construct(self, query: Tensor, key: Tensor, positions: Any) -> tuple[Tensor, Tensor]:
+        """Both rotated, maybe in place; `positions` is int64 `[tokens]`, or `[3, tokens]` with sections.
+
+        A graph has what `sectioned` makes of the latter in place of them.
+        """
+        if self.sectioned is None:
+            numbers, rows = positions, self.cos_sin
+        elif isinstance(positions, tuple):
+            numbers, rows = positions
+        else:
+            numbers, rows = self.sectioned.of(positions)
         return self.kernels.rotary(query, key, numbers, rows, self.head_size, self.interleaved, self.before)
 
 

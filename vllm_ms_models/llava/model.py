@@ -48,13 +48,14 @@ class LlavaForConditionalGeneration(MultimodalLM):
             return
         layers = config.vision_feature_layer
         layers = [layers] if isinstance(layers, int) else list(layers)
-        self.vision_tower = VisionTower(vision, layers, context, "vision_tower")
-        self.ignored += self.vision_tower.ignored
         names = "multi_modal_projector.linear_1", "multi_modal_projector.linear_2"
         features, bias = vision.hidden_size * len(layers), config.multimodal_projector_bias
-        self.projector = MLP(
-            names, features, text.hidden_size, config.projector_hidden_act, context, bias, text.hidden_size
-        )
+        with self.making_encoders():
+            self.vision_tower = VisionTower(vision, layers, context, "vision_tower")
+            self.projector = MLP(
+                names, features, text.hidden_size, config.projector_hidden_act, context, bias, text.hidden_size
+            )
+        self.ignored += self.vision_tower.ignored
         self.skipped = 1 if config.vision_feature_select_strategy == "default" else 0
 
     def embed_items(self, pixel_values: Tensor) -> tuple[Tensor, list[int]]:

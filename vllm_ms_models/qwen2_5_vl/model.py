@@ -24,7 +24,8 @@ class Qwen2_5_VLForConditionalGeneration(MultimodalLM):  # noqa: N801 (its name 
         self.merge = config.vision_config.spatial_merge_size
         self.tokens_per_second = config.vision_config.tokens_per_second
         if context.pipeline.is_first:
-            self.visual = VisionTower(config.vision_config, context, "visual")
+            with self.making_encoders():
+                self.visual = VisionTower(config.vision_config, context, "visual")
 
     def embed_items(self, **inputs: Tensor) -> tuple[Tensor, list[int]]:
         """Of images or of videos: their patches `[patches, values]` and grids int64 `[items, 3]`."""

@@ -1,0 +1,46 @@
+"""Models that read images, whose decoders are compiled graphs, as test_graph_models.py. Not run on the hardware."""
+
+import pytest
+
+from tests.ascend.comparing import in_float32
+from tests.ascend.standin import StandIn
+from tests.ascend.whole_graphs import StockOperators
+from tests.engines import engine
+from tests.multimodal.models import CASES, QWEN_VIDEO, Prompt, check, decided, prompts, video
+from tests.multimodal.test_multimodal_float32 import OPTIONS, TOKENS, generate
+from tests.reference.torch_reference import LEAST_MARGIN, LOGPROB_TOLERANCE
+from vllm_ms_models import kernels, registry
+from vllm_ms_models.bridge.compiling import COMPILED
+from vllm_ms_models.bridge.graph import GraphedCell
+from vllm_ms_models.kernels.ascend import AscendKernels
+from vllm_ms_models.kernels.ascend.graph import AscendGraphKernels
+
+
+MODELS = ["llava, CLIP and Llama", "qwen2_5_vl"]
+
+
+def test_all_are_compiled_and_tested() -> None:
+    assert {CASES[name].architecture for name in MODELS} == registry.MULTIMODAL
+    assert registry.MULTIMODAL <= COMPILED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_decoder_is_compiled_beside_its_tower(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against transformers: pictures, video, and text in one batch; then all of it from the caches."""
+    case = CASES[name]
+    given = prompts(case.image)
+    if name == "qwen2_5_vl":
+        given.append(Prompt(f"Watch {QWEN_VIDEO}this", videos=[video(4, 84, 112, 1)]))
+    answers = decided(case, case.reference(), given, TOKENS, LEAST_MARGIN)
+    in_float32(monkeypatch)
+    active = AscendGraphKernels(StockOperators())
+    active._uncompiled = AscendKernels(StandIn())  # whose calls are checked
+    monkeypatch.setattr(kernels, "choose", lambda device: active)
+    with engine(case.folder, async_scheduling=False, max_num_batched_tokens=48, **OPTIONS) as llm:
+        (graphs,) = llm.apply_model(lambda model: model.run)
+        assert isinstance(graphs, GraphedCell) and graphs.compiles
+        before = len(graphs.graphs)
+        for _ in range(2):
+            check(generate(llm, given), answers, LOGPROB_TOLERANCE)
+        assert len(graphs.graphs) == before == 3  # all compiled while it started
