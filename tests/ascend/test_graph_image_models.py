@@ -15,7 +15,6 @@ from vllm_ms_models.bridge.graph import GraphedCell
 from vllm_ms_models.kernels.ascend import AscendKernels
 from vllm_ms_models.kernels.ascend.graph import AscendGraphKernels
 
-
 MODELS = ["llava, CLIP and Llama", "qwen2_5_vl"]
 
 
