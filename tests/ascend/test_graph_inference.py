@@ -58,7 +58,7 @@ def family_config(name: str, options: dict[str, Any]) -> Any:
         for name, family in families().items()
         if set(family.architectures) & COMPILED
         for number, (case, options) in enumerate(family.cases.items())
-        if options.get("attn_logit_softcapping") is None
+        if getattr(family_config(name, dict(options)), "attn_logit_softcapping", None) is None
     ],
 )
 def test_families(family: str, case: str, kind: str, dtype: Any) -> None:
