@@ -1,6 +1,7 @@
 """A few steps of a checkpoint as compiled graphs of stock operators: the logits of two prompts."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import mindspore as ms
@@ -34,41 +35,52 @@ def loaded(architecture: str, folder: str, takes: Takes = "ids", **context: Any)
     return graphed(cell, ms.float32, takes, config.hidden_size)
 
 
-def logits_of(stages: Sequence[GraphedCell]) -> list[np.ndarray]:
-    """Of all tokens of each prompt, float32 `[tokens, vocab]`; a model in one piece is one stage."""
-    found: list[list[np.ndarray]] = [[] for _ in PROMPTS]
+def logits_of(stages: Sequence[GraphedCell], prompts: slice = slice(None)) -> list[np.ndarray]:
+    """Of all tokens of each of these prompts, float32 `[tokens, vocab]`; a model in one piece is one stage."""
+    found: list[list[np.ndarray]] = [[] for _ in PROMPTS[prompts]]
     done = [0] * len(PROMPTS)
-    names = [layer.name for graphs in stages for layer in graphs.layers]
     for counts in STEPS:
-        ids, batch = _step(done, counts, names)
-        given = stages[0](ids, batch)
-        for graphs in stages[1:]:
-            given = graphs(None, batch, None, given)
-        logits = stages[-1].cell.logits(given).asnumpy()
-        for rows, part in zip(found, np.split(logits, np.cumsum(counts)[:-1]), strict=True):
+        logits = logits_of_step(stages, done, counts, prompts)
+        for rows, part in zip(found, np.split(logits, np.cumsum(counts[prompts])[:-1]), strict=True):
             rows.append(part)
         done = [before + count for before, count in zip(done, counts, strict=True)]
+    # The first prompt alone has no step of some tokens with context.
+    kinds = {"fresh", "decode"} if len(found) == 1 and prompts.start == 0 else {"fresh", "mixed", "decode"}
     for graphs in stages:
-        assert {groups[0][0] for groups in graphs.graphs} == {"fresh", "mixed", "decode"}
+        assert {groups[0][0] for groups in graphs.graphs} == kinds
     return [np.concatenate(rows) for rows in found]
 
 
-def check(found: Iterable[np.ndarray], folder: Any) -> None:
+def logits_of_step(
+    stages: Sequence[GraphedCell], done: Sequence[int], counts: Sequence[int], prompts: slice
+) -> np.ndarray:
+    """Of the next `counts` tokens of each prompt, of which `done` are; other prompts are other data-parallel ranks'."""
+    ids, batch = _step(done, counts, [layer.name for graphs in stages for layer in graphs.layers], prompts)
+    if stages[0].ranks is not None:
+        batch = replace(batch, ranks=stages[0].places(counts))
+    given = stages[0](ids, batch)
+    for graphs in stages[1:]:
+        given = graphs(None, batch, None, given)
+    return stages[-1].cell.logits(given).asnumpy()
+
+
+def check(found: Iterable[np.ndarray], folder: Any, prompts: slice = slice(None)) -> None:
     """Against transformers."""
     model = load(folder)
-    for prompt, rows in zip(PROMPTS, found, strict=True):
+    for prompt, rows in zip(PROMPTS[prompts], found, strict=True):
         assert np.abs(rows - logits(model, prompt).numpy()).max() < LOGPROB_TOLERANCE
 
 
-def _step(done: list[int], counts: tuple[int, ...], layers: Sequence[str]) -> tuple[Tensor, Batch]:
+def _step(done: Sequence[int], counts: Sequence[int], layers: Sequence[str], prompts: slice) -> tuple[Tensor, Batch]:
     """Prompt i has the blocks 2 i and 2 i + 1."""
-    new = [range(before, before + count) for before, count in zip(done, counts, strict=True)]
-    ids = [prompt[place] for prompt, places in zip(PROMPTS, new, strict=True) for place in places]
+    numbers = range(len(PROMPTS))[prompts]
+    new = [range(done[i], done[i] + counts[i]) for i in numbers]
+    ids = [PROMPTS[i][place] for i, places in zip(numbers, new, strict=True) for place in places]
     positions = np.concatenate(new)
-    slots = np.concatenate([np.array(places) + 2 * number * BLOCK for number, places in enumerate(new)])
-    starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+    slots = np.concatenate([np.array(places) + 2 * i * BLOCK for i, places in zip(numbers, new, strict=True)])
+    starts = np.cumsum([0, *map(len, new)]).astype(np.int32)
     lengths = np.array([places.stop for places in new], np.int32)
-    tables = np.arange(2 * len(PROMPTS), dtype=np.int32).reshape(-1, 2)
+    tables = np.array([[2 * i, 2 * i + 1] for i in numbers], np.int32)
     arrays = Tensor(starts), Tensor(lengths), Tensor(tables)
-    view = CacheView(PagedSequences(*arrays, max(counts), int(lengths.max())), Tensor(slots.astype(np.int64)))
+    view = CacheView(PagedSequences(*arrays, max(map(len, new)), int(lengths.max())), Tensor(slots.astype(np.int64)))
     return Tensor(np.array(ids, np.int32)), Batch(Tensor(positions.astype(np.int64)), dict.fromkeys(layers, view))

@@ -14,6 +14,7 @@ from vllm_ms_models import registry
 from vllm_ms_models.bridge.compiling import COMPILED
 from vllm_ms_models.bridge.graph import Takes
 from vllm_ms_models.distributed.communication import GraphGroup
+from vllm_ms_models.distributed.rows import DataParallel
 from vllm_ms_models.distributed.stage import Stage
 
 STEPS_AND_DTYPES = [
@@ -90,6 +91,16 @@ def test_experts_of_other_ranks(kind: str, dtype: Any) -> None:
     graphs = graphs_of("Qwen3MoeForCausalLM", made, dtype, **context)
     # Of the embedding, and of each layer's attention and experts.
     assert check_inferred(graphs, kind)["AllReduce"] == 1 + 2 * len(graphs.layers)
+
+
+@STEP
+def test_experts_for_data_parallel_ranks(kind: str, dtype: Any) -> None:
+    tokens = sum(rows for rows, _ in STEPS[kind])
+    ranks = DataParallel(GraphGroup(1, 2, "nobody"), lambda: (3, tokens))
+    made = config("qwen3_moe", **QUANTIZED["qwen3_moe"])
+    graphs = graphs_of("Qwen3MoeForCausalLM", made, dtype, data_parallel=ranks, expert_parallel=True)
+    counts = check_inferred(graphs, kind)
+    assert counts["AllGather"] == counts["ReduceScatter"] == len(graphs.layers) and not counts["AllReduce"]
 
 
 @STEP

@@ -21,6 +21,7 @@ def test_what_is_compiled() -> None:
     assert reason() is None
     assert reason(tensor_parallel_size=2) is None
     assert reason(pipeline_parallel_size=2) is None
+    assert reason(data_parallel_size=2) is None
 
 
 @pytest.mark.parametrize(
@@ -28,11 +29,6 @@ def test_what_is_compiled() -> None:
     [
         ({"enforce_eager": True}, "--enforce-eager"),
         ({"enable_lora": True}, "adapters are not compiled yet"),
-        ({"data_parallel_size": 2}, "data-parallel ranks are not compiled yet"),
-        (
-            {"family": "olmo2", "model": {}, "tensor_parallel_size": 2},
-            "several ranks of Olmo2ForCausalLM are not compiled yet",
-        ),
         ({"kv_cache_dtype": "int8_per_token_head"}, "--kv-cache-dtype int8_per_token_head"),
         ({"runner": "pooling"}, "what embeds or classifies is not compiled yet"),
         ({"model": {"head_dim": 20}}, "heads are not of a multiple of 16"),

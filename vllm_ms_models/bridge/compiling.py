@@ -33,13 +33,11 @@ COMPILED = {
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
 }
-# Their ranks hand each other features within a layer, as ParallelRMSNorm does, which is not compiled.
-ONE_RANK = {"Olmo2ForCausalLM", "Olmo3ForCausalLM"}
 
 
 def problem(vllm_config: VllmConfig) -> str | None:
     """Why a model is not compiled, without the full stop; None if it is."""
-    model, parallel, cache = vllm_config.model_config, vllm_config.parallel_config, vllm_config.cache_config.cache_dtype
+    model, cache = vllm_config.model_config, vllm_config.cache_config.cache_dtype
     name, text = model.architecture, model.hf_text_config
     if name == "LlavaForConditionalGeneration":  # any decoder's, whose text_config need not name it (llava/model.py)
         name = (getattr(text, "architectures", None) or [name])[0]
@@ -52,8 +50,6 @@ def problem(vllm_config: VllmConfig) -> str | None:
         "what embeds or classifies is not compiled yet": model.runner_type == "pooling",
         "adapters are not compiled yet": vllm_config.lora_config is not None,
         "--speculative-config": vllm_config.speculative_config is not None,
-        "data-parallel ranks are not compiled yet": parallel.data_parallel_size > 1,
-        f"several ranks of {name} are not compiled yet": name in ONE_RANK and parallel.tensor_parallel_size > 1,
         f"--kv-cache-dtype {cache}": cache == INT8_CACHE,
         "heads are not of a multiple of 16": model.get_head_size() % 16 != 0,
     }

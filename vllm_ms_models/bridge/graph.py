@@ -2,18 +2,20 @@
 
 The kinds are steps in which every sequence has one token, steps in which none has context, and all others
 (kernels/ascend/graph/sequences.py); layers with a window may be of another kind than the rest. The graphs' inputs are
-tensors of any size: tokens, or what is in their place, positions, and what each cache group's layers are told of the
-sequences.
+tensors of any size: tokens, or what is in their place, positions, what each cache group's layers are told of the
+sequences, and how many tokens data-parallel ranks have.
 **Not run on hardware.**
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
+from vllm_ms_models.distributed.rows import DataParallel
 from vllm_ms_models.kernels import Kernels, Weight
 from vllm_ms_models.kernels.ascend.graph import AscendGraphKernels, sequences
 from vllm_ms_models.kernels.ascend.graph.latent_attention import padded_size
@@ -62,7 +64,8 @@ class _Graph(nn.Cell):
         caches = {}
         for i in range(len(self.names)):
             caches[self.names[i]] = views[self.of_layers[i]]
-        batch = {"positions": positions, "caches": caches}
+        ranks = inputs[len(self.groups)] if len(inputs) > len(self.groups) else None
+        batch = {"positions": positions, "caches": caches, "ranks": ranks}
         if self.takes == "ids":
             return self.cell.construct(given[0], batch)
         if self.takes == "embeds":
@@ -89,6 +92,7 @@ class GraphedCell:
         self.traits = [_traits(layer) for layer in self.layers]
         rotaries = [part.sectioned for part in parts if isinstance(part, RotaryEmbedding)]
         self.sectioned: SectionedRows | None = next((each for each in rotaries if each is not None), None)
+        self.ranks: DataParallel | None = next((part.data_parallel for part in parts if _shares(part)), None)
         self.compiles = True
         self.graphs: dict[tuple[Group, ...], Any] = {}
 
@@ -105,6 +109,8 @@ class GraphedCell:
             own, rows = self.sectioned.of(positions)
             positions = own, self.kernels.place(rows)
         groups, inputs, of_layers = self._grouped(batch)
+        if self.ranks is not None:
+            inputs = (*inputs, batch.ranks or self.places())
         if groups not in self.graphs:
             self.graphs[groups] = self._make(of_layers, groups, given, positions, inputs)
         positions = ms.mutable(positions) if isinstance(positions, tuple) else positions
@@ -126,6 +132,12 @@ class GraphedCell:
                 inputs.append((view.slots.astype(ms.int32), *found))
             of_layers.append(number)
         return tuple(groups), tuple(inputs), tuple(of_layers)
+
+    def places(self, counts: Sequence[int] | None = None) -> tuple[Tensor, ...]:
+        """Of data-parallel ranks that have so many tokens; None: as vLLM says of the step."""
+        assert self.ranks is not None and self.ranks.counts is not None
+        found = self.ranks.places(self.ranks.counts() if counts is None else counts)
+        return tuple(self.kernels.place(Tensor(numbers)) for numbers in found)
 
     def nothing(self, rows: int) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
         """Tokens, embeddings and what a stage gives, of nobody: one of them, of so many rows."""
@@ -210,6 +222,11 @@ def _traits(layer: Any) -> tuple[int | None, bool, int, int]:
         heads = layer.heads
         return None, True, layer.num_heads, padded_size(heads.nope_size + layer.rope_size, heads.value_size)
     return layer.window, layer.causal, layer.num_heads, layer.head_size
+
+
+def _shares(part: Any) -> bool:
+    """Whether it computes for the tokens of several data-parallel ranks."""
+    return isinstance(part, MoE) and part.data_parallel.size > 1
 
 
 def _any_rows(x: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ def compile_graphs(graphs: GraphedCell, groups: Sequence[Sequence[str]], block_s
         caches: dict[str, CacheView] = {}
         for names in groups:
             caches |= dict.fromkeys(names, CacheView(sequences, slots))
-        batch = Batch(place(Tensor(positions, ms.int64)), caches)
+        ranks = None if graphs.ranks is None else graphs.places([rows] * graphs.ranks.size)
+        batch = Batch(place(Tensor(positions, ms.int64)), caches, ranks=ranks)
         try:
             ids, embeds, stream = graphs.nothing(rows)
             result = graphs(ids, batch, embeds, stream)

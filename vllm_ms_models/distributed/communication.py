@@ -65,3 +65,6 @@ class GraphGroup(DeviceGroup):
     def all_gather(self, x: Tensor) -> Tensor:
         parts = _collective("AllGather", self.name)(x).reshape(self.size, -1, x.shape[1])
         return parts.transpose(1, 0, 2).reshape(-1, self.size * x.shape[1])
+
+    def reduce_scatter(self, x: Tensor) -> Tensor:
+        return _collective("ReduceScatter", ops.ReduceOp.SUM, self.name)(x)

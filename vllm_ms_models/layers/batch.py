@@ -64,7 +64,8 @@ class Batch:
     `positions` is int64 `[tokens]`, or `[3, tokens]` (time, row, column) if the rotary embedding has sections. `caches`
     maps an attention layer's name to its group's view: layers with different cache needs (full, sliding window) have
     different block tables. `adaptation` is None if no token has an adapter. Encoders, which keep no cache, find their
-    sequences in `ragged`, and the types of the tokens (int32 `[tokens]`; None: all 0) in `token_types`.
+    sequences in `ragged`, and the types of the tokens (int32 `[tokens]`; None: all 0) in `token_types`. `ranks` are the
+    step's `DataParallel.places`, of which compiled graphs are told.
     """
 
     positions: Tensor
@@ -72,6 +73,7 @@ class Batch:
     adaptation: Adaptation | None = None
     ragged: RaggedSequences | None = None
     token_types: Tensor | None = None
+    ranks: tuple[Tensor, ...] | None = None
 
     def __getitem__(self, name: str) -> Any:
         """As `CacheView`'s."""

@@ -175,7 +175,8 @@ class MoE(Layer):
         # Summands of this rank, as of the routed experts; of its own tokens, and not of everyone's.
         shared = self.shared(x, batch) if self.shared is not None else None
         alone = self.data_parallel.size == 1
-        everyone = self.data_parallel.gather(x)
+        places = None if alone or batch is None else batch["ranks"]
+        everyone = self.data_parallel.gather(x, places)
         ids, shares = self.gate(everyone)
         routed = self.kernels.experts(
             everyone,
@@ -188,7 +189,7 @@ class MoE(Layer):
             self.owned.start,
             *self.biases,
         )
-        routed = self.data_parallel.sum_of_own(routed)
+        routed = self.data_parallel.sum_of_own(routed, places)
         if shared is not None and not alone:
             routed = routed + shared
         return self.tensor_parallel.all_reduce(routed)

@@ -25,7 +25,7 @@ class ParallelRMSNorm(RMSNorm):
         self.whole = num_heads * head_size
         # Which feature lies where once those of all ranks are side by side; that some repeat changes no mean.
         self.order = np.concatenate([np.arange(own) + rank // copies * own for rank in range(group.size)])
-        self.own = slice(group.rank * own, (group.rank + 1) * own)
+        self.first, self.own = group.rank * own, own
 
     def slots(self) -> Iterator[Slot]:
         def load(source: np.ndarray) -> None:
@@ -36,7 +36,7 @@ class ParallelRMSNorm(RMSNorm):
     def construct(self, x: Tensor) -> Tensor:
         if self.group.size == 1:
             return self.kernels.rms_norm(x, self.weight, self.eps)
-        if x.shape[0] == 0:
+        if not self.kernels.compiled and x.shape[0] == 0:
             return x
         normed = self.kernels.rms_norm(self.group.all_gather(x), self.weight, self.eps)
-        return normed[:, self.own].contiguous()
+        return normed[:, self.first : self.first + self.own].contiguous()
