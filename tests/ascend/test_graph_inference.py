@@ -26,7 +26,7 @@ STEPS_AND_DTYPES = [
 ]
 STEP = pytest.mark.parametrize(("kind", "dtype"), STEPS_AND_DTYPES)
 WIDE = DEEPSEEK | {"qk_rope_head_dim": 16, "n_routed_experts": 16, "num_experts_per_tok": 4}
-WIDE |= {"n_group": 4, "topk_group": 2}
+WIDE |= {"n_group": 4, "topk_group": 2, "q_lora_rank": 64}  # MindSpore cannot print a few numbers in bfloat16
 QUANTIZED: dict[str, dict[str, Any]] = {
     "llama": {"head_dim": 32},
     "qwen3_moe": {"head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32},
