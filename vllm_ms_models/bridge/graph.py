@@ -103,6 +103,8 @@ class GraphedCell:
         inputs_embeds: Tensor | None = None,
         stream: tuple[Tensor, Tensor] | None = None,
     ) -> Any:
+        if self.takes == "embeds" and inputs_embeds is None:  # vLLM gives tokens where it allows no images
+            inputs_embeds = self.cell.embed(ids)
         given: Any = {"ids": (ids,), "embeds": (inputs_embeds,), "stream": stream}[self.takes]
         positions: Any = batch.positions
         if self.sectioned is not None:
