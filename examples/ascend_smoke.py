@@ -20,6 +20,7 @@ TOKENS = 16  # generated for each
 # How far log-probabilities may be apart. In bfloat16, those of this package's other kernels on a CPU are 0.03 from each
 # other's for the tiny checkpoint, 0.04 on two ranks, and 0.1 in W8A8, where an activation may be rounded otherwise.
 ALLOWED = 0.25
+IN_GRAPHS = ("all_reduce", "all_gather", "all_gather_rows", "reduce_scatter")  # collectives
 
 
 def device() -> int:
@@ -57,15 +58,21 @@ def rank(number: str, meeting: str) -> int:
     import mindspore as ms
     from mindspore.mint import distributed
 
-    from vllm_ms_models.distributed.communication import DeviceGroup
+    from vllm_ms_models.distributed.communication import DeviceGroup, GraphGroup
 
     ms.set_device("Ascend", int(number))
     distributed.init_process_group("hccl", init_method=meeting, world_size=2, rank=int(number))
-    return compared(DeviceGroup(int(number), 2))
+    name = distributed.new_group([0, 1])
+    wrong = compared(DeviceGroup(int(number), 2))
+    wrong |= compared(GraphGroup(int(number), 2, name), "operators of graphs, ")
+    return wrong | compared(GraphGroup(int(number), 2, name), "in graphs, ", compiled=True)
 
 
-def compared(group: Any) -> int:
-    """Of this rank of two: is what each collective gives what all that was given makes of it? 1 if one is not."""
+def compared(group: Any, how: str = "", compiled: bool = False) -> int:
+    """Of this rank of two: is what each collective gives what all that was given makes of it? 1 if one is not.
+
+    `compiled` are those that layers have in graphs.
+    """
     import mindspore as ms
     import numpy as np
 
@@ -74,22 +81,36 @@ def compared(group: Any) -> int:
     wanted = {
         "all_reduce": given[0] + given[1],
         "all_gather": np.concatenate(given, -1),
+        "all_gather_rows": np.concatenate(given),
         "reduce_scatter": (given[0] + given[1])[mine],
         "all_to_all": np.concatenate([x[mine] for x in given]),
         "broadcast": given[0],
     }
+    wanted = {name: want for name, want in wanted.items() if not compiled or name in IN_GRAPHS}
     wrong = 0
     for dtype in (ms.float32, ms.bfloat16):  # which holds these numbers, too
         for name, want in wanted.items():
             try:
-                result = getattr(group, name)(ms.Tensor(given[group.rank]).astype(dtype))
+                call = in_graph(getattr(group, name)) if compiled else getattr(group, name)
+                result = call(ms.Tensor(given[group.rank]).astype(dtype))
                 right = np.array_equal(result.astype(ms.float32).asnumpy(), want)
                 said = "ok" if right else f"differs: {result.astype(ms.float32).asnumpy().tolist()}"
             except (RuntimeError, TypeError, ValueError) as error:
                 right, said = False, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             wrong |= not right
-            print(f"rank {group.rank}: {name}, {str(dtype).lower()}: {said}", flush=True)
+            print(f"rank {group.rank}: {how}{name}, {str(dtype).lower()}: {said}", flush=True)
     return wrong
+
+
+def in_graph(call: Any) -> Any:
+    import mindspore as ms
+
+    class Graph(ms.nn.Cell):
+        @ms.jit
+        def construct(self, x: Any) -> Any:
+            return call(x)
+
+    return Graph()
 
 
 def checkpoint(folder: str) -> int:

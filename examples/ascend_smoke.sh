@@ -18,7 +18,7 @@ unset PYTHONDONTWRITEBYTECODE
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 readonly here helper="$here/ascend_smoke.py" skipped=77 lines_of_a_log=90
-readonly steps=(environment device operators collectives checkpoint serve-cpu serve-ascend graphs two-devices w8a8 timing)
+readonly steps=(environment device operators collectives checkpoint serve-cpu serve-ascend graphs two-devices two-devices-graphs w8a8 timing)
 only="" model="" report=ascend_report.txt work="" start_timeout=900
 child="" server="" port="" devices=0 failed=0 keep_work=yes
 
@@ -260,6 +260,12 @@ step_two-devices() {
   needs_devices 2 || return
   needs_file cpu/timing.txt serve-cpu || return
   on_ascend two "$(checkpoint_folder)" cpu --tensor-parallel-size 2 --enforce-eager
+}
+
+step_two-devices-graphs() {
+  needs_devices 2 || return
+  needs_file cpu/timing.txt serve-cpu || return
+  on_ascend two-graphs "$(checkpoint_folder)" cpu --tensor-parallel-size 2
 }
 
 step_w8a8() {

@@ -127,7 +127,9 @@ class MindSporeWorker(Worker):
         sequence, block = sequence_bytes(self.vllm_config, self.model_runner.get_kv_cache_spec())
         fit_length = self.model_config.original_max_model_len == -1  # vLLM chooses the length that fits
         least = block if fit_length else sequence + block
-        size = memory.device_cache_size(device, cache.gpu_memory_utilization, least, cache.kv_cache_memory_bytes)
+        reserve = memory.ENCODER_RESERVE if self.model_config.supports_multimodal_inputs else memory.RESERVE
+        given = cache.gpu_memory_utilization, least, cache.kv_cache_memory_bytes
+        size = memory.device_cache_size(device, *given, reserve)
         self.available_kv_cache_memory_bytes = size
         return size
 
@@ -164,7 +166,8 @@ class MindSporeWorker(Worker):
         from vllm_ms_models.bridge.profiling import set_recording
 
         running = self.profiler is not None and self.profiler.is_running
-        set_recording(kernels.get(), running, self.profiler_config.torch_profiler_record_shapes)
+        for active in {kernels.get(), kernels.get().beside_graphs}:
+            set_recording(active, running, self.profiler_config.torch_profiler_record_shapes)
 
     def sleep(self, level: int = 1) -> NoReturn:
         raise NotImplementedError("Sleep mode needs a device with memory of its own; stop the server instead.")

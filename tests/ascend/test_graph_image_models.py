@@ -17,13 +17,14 @@ from vllm_ms_models.bridge.compiling import COMPILED
 from vllm_ms_models.bridge.graph import GraphedCell
 from vllm_ms_models.kernels.ascend import AscendKernels
 from vllm_ms_models.kernels.ascend.graph import AscendGraphKernels
+from vllm_ms_models.llava.model import DECODERS
 
 MODELS = ["llava, CLIP and Llama", "qwen2_5_vl"]
 
 
 def test_all_are_compiled_and_tested() -> None:
     assert {CASES[name].architecture for name in MODELS} == registry.MULTIMODAL
-    assert registry.MULTIMODAL <= COMPILED
+    assert registry.MULTIMODAL | set(DECODERS.values()) <= COMPILED
 
 
 @pytest.mark.slow
@@ -51,7 +52,7 @@ def graphs_give_the_answers(
     answers = decided(case, case.reference(), given, TOKENS, LEAST_MARGIN)
     in_float32(monkeypatch)
     active = AscendGraphKernels(StockOperators())
-    active._uncompiled = AscendKernels(StandIn())  # whose calls are checked
+    active._beside = AscendKernels(StandIn())  # whose calls are checked
     monkeypatch.setattr(kernels, "choose", lambda device: active)
     with engine(case.folder, async_scheduling=False, max_num_batched_tokens=48, **OPTIONS | options) as llm:
         (graphs,) = llm.apply_model(lambda model: model.run)

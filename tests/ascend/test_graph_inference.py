@@ -25,7 +25,7 @@ STEPS_AND_DTYPES = [
     for dtype in (ms.float16, ms.bfloat16)
 ]
 STEP = pytest.mark.parametrize(("kind", "dtype"), STEPS_AND_DTYPES)
-WIDE = DEEPSEEK | {"qk_rope_head_dim": 16, "n_routed_experts": 16, "num_experts_per_tok": 4}
+WIDE = DEEPSEEK | {"qk_rope_head_dim": 32, "n_routed_experts": 16, "num_experts_per_tok": 4}
 WIDE |= {"n_group": 4, "topk_group": 2, "q_lora_rank": 64}  # MindSpore cannot print a few numbers in bfloat16
 QUANTIZED: dict[str, dict[str, Any]] = {
     "llama": {"head_dim": 32},
@@ -80,7 +80,8 @@ def test_families(family: str, case: str, kind: str, dtype: Any) -> None:
 def test_formats(family: str, name: str, kind: str, dtype: Any) -> None:
     settings = dict(SCHEMES[name].config or {}) | {"ignore": ["lm_head", "re:.*kv_b_proj$", "re:.*mlp.gate$"]}
     architecture = families()[family].architectures[0]
-    check_inferred(graphs_of(architecture, config(family, **QUANTIZED[family]), dtype, settings), kind)
+    graphs = graphs_of(architecture, config(family, **QUANTIZED[family]), dtype, settings)
+    assert check_inferred(graphs, kind)["ApplyRotaryPosEmb"] == len(graphs.layers)
 
 
 @STEP
@@ -114,10 +115,11 @@ def test_stages(stage: int, kind: str, dtype: Any) -> None:
 
 
 @STEP
-def test_embeddings_and_positions_of_images(kind: str, dtype: Any) -> None:
-    """As Qwen2.5-VL's decoder has them."""
+@pytest.mark.parametrize("takes", ["embeds", "stream", "ids"])
+def test_positions_of_images(takes: Takes, kind: str, dtype: Any) -> None:
+    """As Qwen2.5-VL's decoder has them: of its first stage, a later one, and where no images are allowed."""
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
     made = config("qwen2", head_dim=32, rope_parameters=rope)
-    graphs = graphs_of("Qwen2ForCausalLM", made, dtype, takes="embeds")
+    graphs = graphs_of("Qwen2ForCausalLM", made, dtype, takes=takes)
     assert graphs.sectioned is not None
     check_inferred(graphs, kind)

@@ -24,7 +24,8 @@ TOKENS = 24
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"hidden_size": 128},  # the operators take heads of multiples of 16
     "llama": {"head_dim": 32},
-    "deepseek_v3": DEEPSEEK | {"n_routed_experts": 16, "num_experts_per_tok": 4, "n_group": 4, "topk_group": 2},
+    "deepseek_v3": DEEPSEEK
+    | {"n_routed_experts": 16, "num_experts_per_tok": 4, "n_group": 4, "topk_group": 2, "qk_rope_head_dim": 32},
     "qwen3_moe": {
         "hidden_size": 64,
         "head_dim": 32,

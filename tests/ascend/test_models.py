@@ -16,7 +16,7 @@ from tests.quantization.models import written
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"head_dim": 32, "num_key_value_heads": 2},
     "qwen3": {"head_dim": 32, "num_key_value_heads": 2},
-    "deepseek_v3": DEEPSEEK,
+    "deepseek_v3": DEEPSEEK | {"qk_rope_head_dim": 32},
     "qwen3_moe": {"head_dim": 32, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
 }
 QUICK = ("deepseek_v3",)

@@ -107,7 +107,7 @@ def test_without_ascend_what_needs_it_is_skipped(tmp_path: Path) -> None:
     """And a server that ends is a failure, of which the report has the last lines."""
     message = f"serving on {socket.gethostname()}, 10.1.2.3, token=abcdefgh"
     env = with_vllm(tmp_path, f"#!/bin/sh\necho '{message}'\nexit 3\n")
-    steps = "device,checkpoint,serve-cpu,serve-ascend,graphs,two-devices,w8a8,timing"
+    steps = "device,checkpoint,serve-cpu,serve-ascend,graphs,two-devices,two-devices-graphs,w8a8,timing"
     code, lines = ran(tmp_path, env, "--model", str(DEMO), "--only", steps)
     assert lines == [
         "SKIP  device (this host has no Ascend device)",
@@ -116,6 +116,7 @@ def test_without_ascend_what_needs_it_is_skipped(tmp_path: Path) -> None:
         "SKIP  serve-ascend (this host has no Ascend device)",
         "SKIP  graphs (this host has no Ascend device)",
         "SKIP  two-devices (this host has no 2 Ascend devices)",
+        "SKIP  two-devices-graphs (this host has no 2 Ascend devices)",
         "SKIP  w8a8 (this host has no Ascend device)",
         "SKIP  timing (no server has answered)",
     ]
@@ -133,7 +134,7 @@ def test_without_ascend_what_needs_it_is_skipped(tmp_path: Path) -> None:
 )
 def test_answers_are_compared(tmp_path: Path, there: str, status: str, line: str) -> None:
     env = with_vllm(tmp_path, ANSWERING.format(python=sys.executable, there=there)) | {"ASCEND_SMOKE_DEVICES": "2"}
-    steps = "checkpoint,serve-cpu,serve-ascend,graphs,two-devices,timing"
+    steps = "checkpoint,serve-cpu,serve-ascend,graphs,two-devices,two-devices-graphs,timing"
     code, lines = ran(tmp_path, env, "--model", str(DEMO), "--only", steps)
     found = [text.split(" (")[0] for text in lines]
     assert found == [
@@ -142,6 +143,7 @@ def test_answers_are_compared(tmp_path: Path, there: str, status: str, line: str
         f"{status}  serve-ascend",
         f"{status}  graphs",
         f"{status}  two-devices",
+        f"{status}  two-devices-graphs",
         "PASS  timing",
     ]
     report = (tmp_path / "report").read_text()
@@ -269,6 +271,7 @@ def test_the_whole_script_with_real_servers(tmp_path: Path) -> None:
         "PASS  serve-ascend",
         "PASS  graphs",
         "PASS  two-devices",
+        "PASS  two-devices-graphs",
         "PASS  w8a8",
         "PASS  timing",
     ]

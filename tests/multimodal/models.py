@@ -204,7 +204,7 @@ CASES: dict[str, Case] = {
 }
 
 
-# For 16 bits: wide enough that what rounding does is no matter of chance. Towers have heads of 16.
+# For 16 bits: wide enough that what rounding does is no matter of chance. Heads of towers are 16, and 80 as published.
 _LARGE = _TEXT | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8}
 LARGE: dict[str, Case] = {
     "llava": Case(
@@ -212,7 +212,7 @@ LARGE: dict[str, Case] = {
         "<image>",
         dtype=torch.bfloat16,
     ),
-    "qwen2_5_vl": Case(lambda: _qwen(0.06, (4, 6, 6), 64, **_LARGE), QWEN_IMAGE, QWEN, dtype=torch.bfloat16),
+    "qwen2_5_vl": Case(lambda: _qwen(0.06, (4, 6, 6), 320, **_LARGE), QWEN_IMAGE, QWEN, dtype=torch.bfloat16),
 }
 
 

@@ -3,7 +3,7 @@
 The kinds are steps in which every sequence has one token, steps in which none has context, and all others
 (kernels/ascend/graph/sequences.py); layers with a window may be of another kind than the rest. The graphs' inputs are
 tensors of any size: tokens, or what is in their place, positions, what each cache group's layers are told of the
-sequences, and how many tokens data-parallel ranks have.
+sequences, and what mixtures of experts are of data-parallel ranks.
 **Not run on hardware.**
 """
 
@@ -103,8 +103,6 @@ class GraphedCell:
         inputs_embeds: Tensor | None = None,
         stream: tuple[Tensor, Tensor] | None = None,
     ) -> Any:
-        if self.takes == "embeds" and inputs_embeds is None:  # vLLM gives tokens where it allows no images
-            inputs_embeds = self.cell.embed(ids)
         given: Any = {"ids": (ids,), "embeds": (inputs_embeds,), "stream": stream}[self.takes]
         positions: Any = batch.positions
         if self.sectioned is not None:
@@ -157,7 +155,7 @@ class GraphedCell:
             rows = tuple(map(_any_rows, given))
             several = isinstance(positions, tuple)
             places = ms.mutable(tuple(map(_any_rows, positions))) if several else _any_rows(positions)
-            sizes = tuple(tuple(map(_any_size, group)) for group in inputs)
+            sizes = tuple(tuple(_any_rows(x, x.ndim) for x in group) for group in inputs)
             graph.set_inputs(ms.mutable(rows), places, ms.mutable(sizes))
             graph.construct = ms.jit(graph.construct)
         return graph
@@ -231,9 +229,6 @@ def _shares(part: Any) -> bool:
     return isinstance(part, MoE) and part.data_parallel.size > 1
 
 
-def _any_rows(x: Tensor) -> Tensor:
-    return Tensor(shape=[None, *x.shape[1:]], dtype=x.dtype)
-
-
-def _any_size(x: Tensor) -> Tensor:
-    return Tensor(shape=[None] * x.ndim, dtype=x.dtype)
+def _any_rows(x: Tensor, axes: int = 1) -> Tensor:
+    """What a graph is compiled for: tensors like `x`, whose first `axes` are of any size."""
+    return Tensor(shape=[None] * axes + list(x.shape[axes:]), dtype=x.dtype)

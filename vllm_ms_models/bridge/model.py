@@ -107,6 +107,7 @@ class CausalLMShell(Shell):
         self.score = None
         self.pools = model_config.runner_type == "pooling"
         self.drafted = vllm_config.speculative_config is not None
+        self.takes_embeds = vllm_config.model_config.supports_multimodal_inputs  # or no image is allowed
         if self.pools:
             from vllm_ms_models.bridge.pooling import make_pooler
 
@@ -161,7 +162,7 @@ class CausalLMShell(Shell):
 
         Zeros in runs without a cache to attend to, when this rank is idle.
         """
-        from vllm_ms_models.bridge.tensors import download, upload
+        from vllm_ms_models.bridge.tensors import download, to_mindspore, upload
         from vllm_ms_models.layers.batch import Batch
 
         caches = get_forward_context().attn_metadata
@@ -170,7 +171,9 @@ class CausalLMShell(Shell):
             zeros = self.make_empty_intermediate_tensors(positions.shape[-1], self.dtype, positions.device)
             return zeros[STREAM[0]] if self.stage.is_last else zeros
         adaptation = None if self.adapters is None else self.adapters.adaptation(positions.shape[-1])
-        batch = Batch(upload(positions), caches, adaptation)
+        # Those of sections are made into angles on the host.
+        places = upload(positions) if positions.ndim == 1 else to_mindspore(positions)
+        batch = Batch(places, caches, adaptation)
         if not self.stage.is_first:
             assert intermediate_tensors is not None
             sent = (intermediate_tensors[name] for name in STREAM)
@@ -194,7 +197,7 @@ class CausalLMShell(Shell):
         from vllm_ms_models.bridge.tensors import DTYPES
 
         decoder = getattr(self.cell, "language_model", self.cell)
-        takes: Takes = "ids" if decoder is self.cell else "embeds"
+        takes: Takes = "embeds" if self.takes_embeds else "ids"
         takes = takes if self.stage.is_first else "stream"
         return GraphedCell(decoder, kernels.get(), DTYPES[self.dtype], takes, self.hidden_size)
 

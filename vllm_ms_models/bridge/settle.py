@@ -13,7 +13,7 @@ from vllm_ms_models.layers.moe import MoE
 
 def settle(model: Any) -> None:
     """The weights of a model, one of bridge/model.py."""
-    active, dtype = kernels.get().uncompiled, DTYPES[model.dtype]
+    active, dtype = kernels.get().beside_graphs, DTYPES[model.dtype]
     compiled: set[int] = set()
     if kernels.get().compiled:
         model.run.start()
@@ -21,6 +21,8 @@ def settle(model: Any) -> None:
     for _, part in model.cell.cells_and_names():
         if id(part) in compiled:
             continue
+        if getattr(getattr(part, "kernels", None), "compiled", False):
+            raise TypeError(f"{type(part).__name__} is not part of the decoder; make it within `making_encoders()`.")
         weight = getattr(getattr(part, "scheme", None), "weight", None)
         if isinstance(weight, Weight):
             active.settle(weight, dtype)

@@ -36,7 +36,8 @@ def compile_graphs(graphs: GraphedCell, groups: Sequence[Sequence[str]], block_s
         for names in groups:
             caches |= dict.fromkeys(names, CacheView(sequences, slots))
         ranks = None if graphs.ranks is None else graphs.places([rows] * graphs.ranks.size)
-        batch = Batch(place(Tensor(positions, ms.int64)), caches, ranks=ranks)
+        places = Tensor(positions, ms.int64)
+        batch = Batch(place(places) if graphs.sectioned is None else places, caches, ranks=ranks)
         try:
             ids, embeds, stream = graphs.nothing(rows)
             result = graphs(ids, batch, embeds, stream)

@@ -66,5 +66,8 @@ class GraphGroup(DeviceGroup):
         parts = _collective("AllGather", self.name)(x).reshape(self.size, -1, x.shape[1])
         return parts.transpose(1, 0, 2).reshape(-1, self.size * x.shape[1])
 
+    def all_gather_rows(self, x: Tensor) -> Tensor:
+        return _collective("AllGather", self.name)(x)
+
     def reduce_scatter(self, x: Tensor) -> Tensor:
         return _collective("ReduceScatter", ops.ReduceOp.SUM, self.name)(x)

@@ -35,6 +35,11 @@ class Group:
         """Every rank's `x` side by side along the last axis, on every rank."""
         return self._alone(x)
 
+    def all_gather_rows(self, x: Tensor) -> Tensor:
+        """Every rank's `x` `[n, width]` one after another, `[size * n, width]`, on every rank."""
+        rows, width = x.shape
+        return self.all_gather(x.reshape(1, rows * width)).reshape(self.size * rows, width)
+
     def reduce_scatter(self, x: Tensor) -> Tensor:
         """Of the sum of every rank's `x` `[size * n, ...]`, this rank's rows: `[n, ...]`."""
         return self._alone(x)

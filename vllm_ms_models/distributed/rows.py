@@ -24,29 +24,29 @@ class DataParallel:
         return self.group.size
 
     def places(self, counts: Sequence[int]) -> tuple[np.ndarray, ...]:
-        """What `gather` takes, numbers of rows, and then `sum_of_own`: int32, 1-D.
+        """Numbers of rows, int32 and 1-D, by which `gather` (the first two) and `sum_of_own` take what they need.
 
-        Of this rank's rows, with others to as many as any rank has; of what the ranks bring, row by row of all ranks;
-        of everyone's rows, again as many of each rank; and of this rank's among these. No count is 0.
+        Each count is at least 1. Ranks bring as many rows as the one with the most, the last of theirs repeated.
         """
-        most, own = max(counts), counts[self.group.rank]
+        most, count = max(counts), counts[self.group.rank]
         rows = np.arange(most)
-        brought = [rows[:count] * self.size + rank for rank, count in enumerate(counts)]
         firsts = np.cumsum(counts) - counts
-        padded = [first + np.minimum(rows, count - 1) for first, count in zip(firsts, counts, strict=True)]
-        found = np.minimum(rows, own - 1), np.concatenate(brought), np.concatenate(padded), rows[:own]
-        return tuple(numbers.astype(np.int32) for numbers in found)
+        brought = np.minimum(rows, count - 1)  # of this rank's rows
+        everyone = np.concatenate([rank * most + rows[:n] for rank, n in enumerate(counts)])  # of what all ranks bring
+        # Of everyone's rows, what the ranks bring to the sum; and of this rank's part of that, its own.
+        spread = np.concatenate([first + np.minimum(rows, n - 1) for first, n in zip(firsts, counts, strict=True)])
+        own = rows[:count]
+        return tuple(numbers.astype(np.int32) for numbers in (brought, everyone, spread, own))
 
     def gather(self, x: Tensor, places: Sequence[Tensor] | None = None) -> Tensor:
         """The rows `[counts[rank], n]` of every rank one after another, `[sum of counts, n]`, on every rank."""
         if self.size == 1:
             return x
         if places is not None:
-            brought = self.group.all_gather(ops.gather(x, places[0], 0))
-            return ops.gather(brought.reshape(-1, x.shape[1]), places[1], 0)
-        counts, n = self._counts(), x.shape[1]
+            return ops.gather(self.group.all_gather_rows(ops.gather(x, places[0], 0)), places[1], 0)
+        counts = self._counts()
         most = max(counts)
-        everyone = self.group.all_gather(_padded(x, most).reshape(1, most * n)).reshape(self.size * most, n)
+        everyone = self.group.all_gather_rows(_padded(x, most))
         if min(counts) == most:
             return everyone
         return mint.cat([everyone[i * most : i * most + count] for i, count in enumerate(counts)])

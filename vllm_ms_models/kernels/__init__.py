@@ -30,10 +30,10 @@ def get() -> Kernels:
 
 
 @contextmanager
-def uncompiled() -> Iterator[None]:
+def making_uncompiled() -> Iterator[None]:
     """Layers that are made in the block run operator by operator, also where others become graphs."""
     before = get()
-    use(before.uncompiled)
+    use(before.beside_graphs)
     try:
         yield
     finally:
@@ -91,6 +91,6 @@ __all__ = [
     "Weight",
     "choose",
     "get",
-    "uncompiled",
+    "making_uncompiled",
     "use",
 ]

@@ -40,8 +40,8 @@ class Kernels(ABC):
         """One phrase for the start-up line, e.g. `C++ (AVX-512 BF16, 2 threads)`."""
 
     @property
-    def uncompiled(self) -> "Kernels":
-        """The same for layers beside the graphs, if there are any."""
+    def beside_graphs(self) -> "Kernels":
+        """These, for layers that run operator by operator where others are compiled."""
         return self
 
     # --- memory ------------------------------------------------------------------------------------------------

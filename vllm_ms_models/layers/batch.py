@@ -61,11 +61,11 @@ class Adaptation:
 class Batch:
     """All that the layers need besides hidden states; an argument of every `construct`.
 
-    `positions` is int64 `[tokens]`, or `[3, tokens]` (time, row, column) if the rotary embedding has sections. `caches`
-    maps an attention layer's name to its group's view: layers with different cache needs (full, sliding window) have
-    different block tables. `adaptation` is None if no token has an adapter. Encoders, which keep no cache, find their
-    sequences in `ragged`, and the types of the tokens (int32 `[tokens]`; None: all 0) in `token_types`. `ranks` are the
-    step's `DataParallel.places`, of which compiled graphs are told.
+    `positions` is int64 `[tokens]`, or `[3, tokens]` (time, row, column), on the host, if the rotary embedding has
+    sections. `caches` maps an attention layer's name to its group's view: layers with different cache needs (full,
+    sliding window) have different block tables. `adaptation` is None if no token has an adapter. Encoders, which keep
+    no cache, find their sequences in `ragged`, and the types of the tokens (int32 `[tokens]`; None: all 0) in
+    `token_types`. `ranks` are the step's `DataParallel.places`, of which compiled graphs are told.
     """
 
     positions: Tensor

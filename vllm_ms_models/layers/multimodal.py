@@ -49,7 +49,7 @@ class MultimodalLM(Layer):
     @staticmethod
     def making_encoders() -> AbstractContextManager[None]:
         """Subclasses make theirs in this block: a decoder may be compiled, its encoders are not."""
-        return kernels.uncompiled()
+        return kernels.making_uncompiled()
 
     def construct(
         self,

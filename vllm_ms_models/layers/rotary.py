@@ -25,15 +25,17 @@ class SectionedRows:
 
     def __init__(self, parameters: RopeParameters, max_model_len: int) -> None:
         self.parameters = parameters
-        self.kernels = kernels.get()
         self.frequencies = inverse_frequencies(parameters, max_model_len)
         self.positions: Tensor | None = None
         self.rows: tuple[Tensor, Tensor]
 
     def of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """`positions` int64 `[3, tokens]`, or `[tokens]` if all are the same -> numbers of rows, and the rows."""
+        """`positions` int64 `[3, tokens]`, or `[tokens]` if all are the same -> numbers of rows, and the rows.
+
+        They are in the host's memory.
+        """
         if positions is not self.positions:
-            found = self.kernels.fetch(positions).asnumpy()
+            found = positions.asnumpy()
             found = np.broadcast_to(found, (3, found.shape[-1])) if found.ndim == 1 else found
             rows = cos_sin_rows(self.parameters, self.frequencies, found)
             self.positions = positions

@@ -15,7 +15,9 @@ from vllm_ms_models.kernels.low_rank import Addend
 from vllm_ms_models.kernels.weight import Weight
 
 _CLAMPED = 7.0  # how large gate and up can be in gpt-oss's activation
-_TABLES = 8  # of angles that are kept; those of images, and of positions with sections, are others at each step
+_TABLES = 4  # of angles that are kept; those of images, and of positions with sections, are others at each step
+# Features that ApplyRotaryPosEmb turns: so that halves are whole blocks of 32 bytes. Qwen2.5-VL's towers have 80.
+_ROTARY_MULTIPLE = 32
 
 
 class Dense:
@@ -239,6 +241,13 @@ class Dense:
         size, tail = cos.shape[1], head_size - offset
         queries = query.view(-1, query.shape[1] // head_size, head_size)
         keys = key.view(-1, key.shape[1] // tail, tail)
+        if size % _ROTARY_MULTIPLE:
+            turned_queries = _turned(self.features(queries, offset, size), cos, sin, interleaved)
+            turned_keys = _turned(self.features(keys, 0, size), cos, sin, interleaved)
+            return (
+                self._replaced(queries, offset, turned_queries).view(-1, query.shape[1]),
+                self._replaced(keys, 0, turned_keys).view(-1, key.shape[1]),
+            )
         turned_queries, turned_keys = self._ops.apply_rotary_pos_emb(
             _by_halves(self.features(queries, offset, size), interleaved).view(-1, queries.shape[1] * size),
             _by_halves(self.features(keys, 0, size), interleaved).view(-1, keys.shape[1] * size),
@@ -292,6 +301,15 @@ class Dense:
         half = cos_sin.shape[1] // 2
         cos, sin = self.split(rows, (half, half))
         return mint.cat((cos, cos), -1), mint.cat((sin, sin), -1)
+
+
+def _turned(heads: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """`[tokens, heads, size]` by plain operators, in float32 inside."""
+    size, half = heads.shape[2], heads.shape[2] // 2
+    wide = _by_halves(heads, interleaved).astype(ms.float32)
+    other = mint.cat((-mint.narrow(wide, 2, half, half), mint.narrow(wide, 2, 0, half)), -1)
+    cos, sin = (each.astype(ms.float32).reshape(-1, 1, size) for each in (cos, sin))
+    return _from_halves((wide * cos + other * sin).astype(heads.dtype), interleaved)
 
 
 def _by_halves(heads: Tensor, interleaved: bool) -> Tensor:

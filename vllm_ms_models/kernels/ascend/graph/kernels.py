@@ -29,7 +29,7 @@ class AscendGraphKernels(AscendKernels):
 
     def __init__(self, fused: Any = operators) -> None:
         super().__init__(fused)
-        self._uncompiled = AscendKernels(fused)
+        self._beside = AscendKernels(fused)
         self._latents = GraphLatentAttention(fused)
         self._parameters = 0
 
@@ -37,8 +37,8 @@ class AscendGraphKernels(AscendKernels):
         return "Ascend (fused operators in graphs; not run on hardware)"
 
     @property
-    def uncompiled(self) -> AscendKernels:
-        return self._uncompiled
+    def beside_graphs(self) -> AscendKernels:
+        return self._beside
 
     def start_graphs(self, dtype: ms.Type) -> None:
         """Called once, when all is loaded, which is done operator by operator: from here on weights are those of

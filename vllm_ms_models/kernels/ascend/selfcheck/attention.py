@@ -155,19 +155,19 @@ def latents(given: Given) -> list[Result]:
     return [Result(got, want, terms)]
 
 
-def _flash(given: Given, causal: bool) -> list[Result]:
+def _flash(given: Given, causal: bool, size: int = SIZE) -> list[Result]:
     lengths = [5, 150]  # beyond the mask's 128, too
     (query, q), (key, k), (value, v) = (
-        given.floats(sum(lengths), heads * SIZE) for heads in (HEADS, KV_HEADS, KV_HEADS)
+        given.floats(sum(lengths), heads * size) for heads in (HEADS, KV_HEADS, KV_HEADS)
     )
     mask = given.ops.to_device(triangle(given.dtype)) if causal else None
     got = given.ops.flash_attention(
-        query, key, value, mask, given.int32(lengths), given.int32(lengths), HEADS, SIZE**-0.5
+        query, key, value, mask, given.int32(lengths), given.int32(lengths), HEADS, size**-0.5
     )
     parts = []
     for rows in (slice(0, 5), slice(5, 155)):
-        a, b, c = (x[rows].reshape(rows.stop - rows.start, -1, SIZE) for x in (q, k, v))
-        parts.append(attend(a, b, c, SIZE**-0.5, causal))
+        a, b, c = (x[rows].reshape(rows.stop - rows.start, -1, size) for x in (q, k, v))
+        parts.append(attend(a, b, c, size**-0.5, causal))
     want, terms = (np.concatenate(x) for x in zip(*parts, strict=True))
     return [Result(got, want, terms)]
 
@@ -180,3 +180,8 @@ def flash_attention(given: Given) -> list[Result]:
 @case("flash_attention", "in both directions")
 def both_directions(given: Given) -> list[Result]:
     return _flash(given, causal=False)
+
+
+@case("flash_attention", "in both directions, heads of 80")
+def heads_of_towers(given: Given) -> list[Result]:
+    return _flash(given, causal=False, size=80)  # Qwen2.5-VL's tower
