@@ -10,8 +10,8 @@ weights for int8 activations, weights in groups that are no multiples of 32.
 Some is done by plain operators or on the host, which is right but not quick: routings that neither MoeGatingTopKSoftmax
 nor FusedAddTopKDiv has (`routing`), experts in formats that GroupedMatmulV4 does not take (`experts`), low-rank
 adapters (`low_rank`); soft caps, sinks, a KV cache of int8 and heads that are not multiples of 16 take plain operators
-of the device, sequence by sequence (`plain_attention`); so do turns of features that are no multiple of 32. The 310 series, whose caches are laid out otherwise, is not
-supported (`device`).
+of the device, sequence by sequence (`plain_attention`); so do rotations of features that are no multiple of 32
+(`dense`). The 310 series, whose caches are laid out otherwise, is not supported (`device`).
 
 Where it differs from the interface's definitions, in rounding only:
 
