@@ -3,7 +3,7 @@
 The kinds are steps in which every sequence has one token, steps in which none has context, and all others
 (kernels/ascend/graph/sequences.py); layers with a window may be of another kind than the rest. The graphs' inputs are
 tensors of any size: tokens, or what is in their place, positions, what each cache group's layers are told of the
-sequences, and what mixtures of experts are of data-parallel ranks.
+sequences, and what mixtures of experts are told of data-parallel ranks.
 **Not run on hardware.**
 """
 

@@ -241,20 +241,18 @@ class Dense:
         size, tail = cos.shape[1], head_size - offset
         queries = query.view(-1, query.shape[1] // head_size, head_size)
         keys = key.view(-1, key.shape[1] // tail, tail)
+        turned_queries = _by_halves(self.features(queries, offset, size), interleaved)
+        turned_keys = _by_halves(self.features(keys, 0, size), interleaved)
         if size % _ROTARY_MULTIPLE:
-            turned_queries = _turned(self.features(queries, offset, size), cos, sin, interleaved)
-            turned_keys = _turned(self.features(keys, 0, size), cos, sin, interleaved)
-            return (
-                self._replaced(queries, offset, turned_queries).view(-1, query.shape[1]),
-                self._replaced(keys, 0, turned_keys).view(-1, key.shape[1]),
+            turned_queries, turned_keys = _turned(turned_queries, cos, sin), _turned(turned_keys, cos, sin)
+        else:
+            turned_queries, turned_keys = self._ops.apply_rotary_pos_emb(
+                turned_queries.view(-1, queries.shape[1] * size),
+                turned_keys.view(-1, keys.shape[1] * size),
+                cos,
+                sin,
+                count,
             )
-        turned_queries, turned_keys = self._ops.apply_rotary_pos_emb(
-            _by_halves(self.features(queries, offset, size), interleaved).view(-1, queries.shape[1] * size),
-            _by_halves(self.features(keys, 0, size), interleaved).view(-1, keys.shape[1] * size),
-            cos,
-            sin,
-            count,
-        )
         turned_queries = _from_halves(turned_queries.view(-1, queries.shape[1], size), interleaved)
         turned_keys = _from_halves(turned_keys.view(-1, keys.shape[1], size), interleaved)
         return (
@@ -303,13 +301,13 @@ class Dense:
         return mint.cat((cos, cos), -1), mint.cat((sin, sin), -1)
 
 
-def _turned(heads: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """`[tokens, heads, size]` by plain operators, in float32 inside."""
+def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Heads `[tokens, heads, size]` turned by halves, by plain operators, in float32 inside."""
     size, half = heads.shape[2], heads.shape[2] // 2
-    wide = _by_halves(heads, interleaved).astype(ms.float32)
+    wide = heads.astype(ms.float32)
     other = mint.cat((-mint.narrow(wide, 2, half, half), mint.narrow(wide, 2, 0, half)), -1)
-    cos, sin = (each.astype(ms.float32).reshape(-1, 1, size) for each in (cos, sin))
-    return _from_halves((wide * cos + other * sin).astype(heads.dtype), interleaved)
+    cosines, sines = (each.astype(ms.float32).reshape(-1, 1, size) for each in (cos, sin))
+    return (wide * cosines + other * sines).astype(heads.dtype)
 
 
 def _by_halves(heads: Tensor, interleaved: bool) -> Tensor:
