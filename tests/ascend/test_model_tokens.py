@@ -34,7 +34,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 32,
         "norm_topk_prob": True,
     },
-    "gpt_oss": dict(families()["gpt_oss"].cases["sinks and windows"]),
+    "gpt_oss": {**families()["gpt_oss"].cases["sinks and windows"], "head_dim": 32},
 }
 PRODUCTS = {
     "floats": "matmul",
