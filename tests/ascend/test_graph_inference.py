@@ -105,7 +105,7 @@ def test_experts_for_data_parallel_ranks(kind: str, dtype: Any) -> None:
 
 
 @STEP
-@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_stages(stage: int, kind: str, dtype: Any) -> None:
     """Of a pipeline: what the second takes and the first gives are hidden states and residual."""
     own = Stage(stage, 2, (range(1), range(1, 3))[stage])
@@ -115,7 +115,7 @@ def test_stages(stage: int, kind: str, dtype: Any) -> None:
 
 
 @STEP
-@pytest.mark.parametrize("takes", ["embeds", "stream", "ids"])
+@pytest.mark.parametrize("takes", ["embeds", *(pytest.param(x, marks=pytest.mark.slow) for x in ("stream", "ids"))])
 def test_positions_of_images(takes: Takes, kind: str, dtype: Any) -> None:
     """As Qwen2.5-VL's decoder has them: of its first stage, a later one, and where no images are allowed."""
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}

@@ -11,7 +11,6 @@ from vllm_ms_models import kernels
 from vllm_ms_models.kernels.ascend import AscendKernels
 
 TOKENS = 4
-QUICK = "qwen2_5_vl"
 VIDEO = Prompt("Watch <|vision_start|><|video_pad|><|vision_end|>this", videos=[video(4, 84, 112, 1)])
 
 
@@ -27,7 +26,8 @@ def answers(case: Case, dtype: str, env: dict[str, str]) -> Answers:
     return [(list(each.token_ids), distributions(each.logprobs, VOCABULARY)) for each in found]
 
 
-@pytest.mark.parametrize("name", [pytest.param(x, marks=() if x == QUICK else pytest.mark.slow) for x in LARGE])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
 def test_a_model_is_as_near_to_float32_as_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     called = check(name, lambda dtype, env: answers(LARGE[name], dtype, env), monkeypatch)
     assert {"flash_attention", "paged_attention", "apply_rotary_pos_emb", "gather"} <= called
