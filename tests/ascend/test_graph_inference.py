@@ -51,14 +51,15 @@ def family_config(name: str, options: dict[str, Any]) -> Any:
     return getattr(import_module(module), kind)(**values)
 
 
+@pytest.mark.slow
 @STEP
 @pytest.mark.parametrize(
     ("family", "case"),
     [
-        pytest.param(name, case, marks=() if name == "qwen2" and number == 0 else pytest.mark.slow)
+        (name, case)
         for name, family in families().items()
         if set(family.architectures) & COMPILED
-        for number, (case, options) in enumerate(family.cases.items())
+        for case, options in family.cases.items()
         if getattr(family_config(name, dict(options)), "attn_logit_softcapping", None) is None
     ],
 )

@@ -16,7 +16,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("family", [pytest.param(x, marks=() if x == "qwen2" else pytest.mark.slow) for x in MODELS])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", MODELS)
 def test_logits_of_two_stages(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first takes tokens, the second what the first gives; each has kernels of its own, as in two processes."""
     in_float32(monkeypatch)
