@@ -49,9 +49,9 @@ class Recorder(Contract):
         def remember(name: str, *arguments: Any, **options: Any) -> Any:
             return recorded(name, make(name, *arguments, **options))
 
-        write = recorded("ReshapeAndCache", operators._RESHAPE_AND_CACHE)
         monkeypatch.setattr(operators, "_primitive", remember)
-        monkeypatch.setattr(operators, "_RESHAPE_AND_CACHE", write)
+        for constant, name in (("_RESHAPE_AND_CACHE", "ReshapeAndCache"), ("_INDEX_PUT", "InplaceIndexPut")):
+            monkeypatch.setattr(operators, constant, recorded(name, getattr(operators, constant)))
 
     def _check(self, name: str, arguments: tuple[Any, ...]) -> Any:
         results = super()._check(name, arguments)

@@ -23,9 +23,10 @@ def _primitive(name: str, *arguments: Any, **options: Any) -> Any:
     return getattr(primitives, name)(*arguments, **options)
 
 
-# Its writing is all that it is for. Of a primitive that a function gives, as above, a graph's compiler does not see
-# that it writes; and as the result is not used either, it leaves it out without a word.
+# Their writing is all that they are for. Of a primitive that a function gives, as above, a graph's compiler does not
+# see that it writes; and as the result is not used either, it leaves it out without a word.
 _RESHAPE_AND_CACHE = primitives.ReshapeAndCache()
+_INDEX_PUT = primitives.InplaceIndexPut()
 
 
 # --- memory ----------------------------------------------------------------------------------------------------
@@ -72,7 +73,7 @@ def batch_matmul(x: Tensor, y: Tensor, transposed: bool) -> Tensor:
 
 def index_put(target: Tensor, rows: Tensor, values: Tensor) -> None:
     """`target[rows] = values`, of int8 too; no row twice."""
-    _primitive("InplaceIndexPut")(target, (rows,), values, False)
+    _INDEX_PUT(target, (rows,), values, False)
 
 
 def tanh(x: Tensor) -> Tensor:
