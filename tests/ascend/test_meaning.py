@@ -130,7 +130,7 @@ def test_tables_of_angles_for_one_step() -> None:
         of_steps.add(weakref.ref(own))
     del own, table
     gc.collect()
-    assert sum(each() is not None for each in of_steps) <= 8
+    assert sum(each() is not None for each in of_steps) <= 4
 
 
 @DTYPES
