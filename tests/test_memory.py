@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from vllm_ms_models.memory import (
     DEFAULT_CACHE,
     DEFAULT_UTILIZATION,
+    ENCODER_RESERVE,
     GIB,
     RESERVE,
     HostMemory,
@@ -161,6 +162,7 @@ def test_a_device_gives_what_utilization_leaves_beside_the_weights():
     assert device_size() == int(0.9 * 64 * GIB) - 16 * GIB - RESERVE
     assert device_size(utilization=0.5) == 32 * GIB - 16 * GIB - RESERVE
     assert device_size(requested=40 * GIB) == 40 * GIB
+    assert device_size() - device_size(reserve=ENCODER_RESERVE) == 3 * GIB
 
 
 def test_what_does_not_fit_on_a_device():
