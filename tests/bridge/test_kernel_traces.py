@@ -3,13 +3,17 @@
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.ascend.standin import StandIn
 from tests.checkpoints import checkpoint, random_prompts
 from tests.engines import engine, greedy
 from vllm_ms_models import kernels
+from vllm_ms_models.kernels.ascend.graph import AscendGraphKernels
+from vllm_ms_models.worker import MindSporeWorker
 
 
 def recorded(folder: Path) -> list[str]:
@@ -49,3 +53,16 @@ def test_a_profiler_that_stops_by_itself(tmp_path: Path) -> None:
         assert set(vars(kernels.get())) == own
         assert Counter(recorded(tmp_path))["ms::paged_attention"] == 3 * 2
         llm.stop_profile()
+
+
+def test_what_runs_beside_graphs_is_recorded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    active = AscendGraphKernels(StandIn())
+    monkeypatch.setattr(kernels, "_active", active)
+    worker: Any = SimpleNamespace(
+        profiler=SimpleNamespace(is_running=True), profiler_config=SimpleNamespace(torch_profiler_record_shapes=False)
+    )
+    for running in (True, False):
+        worker.profiler.is_running = running
+        MindSporeWorker._record_kernels(worker)
+        for each in (active, active.beside_graphs):
+            assert ("linear" in vars(each)) == running
