@@ -1,16 +1,14 @@
 """MindSpore infers whole graphs of the real operators, for tensors of any size; then a CPU lacks the first kernel."""
 
-from importlib import import_module
 from typing import Any
 
 import mindspore as ms
 import pytest
 
-from tests.ascend.whole_graphs import STEPS, check_inferred, graphs_of
+from tests.ascend.whole_graphs import STEPS, check_inferred, family_config, graphs_of, uncapped
 from tests.checkpoints import DEEPSEEK, config
 from tests.quantization.test_quantized_experts import SCHEMES
 from tests.zoo.family import families
-from vllm_ms_models import registry
 from vllm_ms_models.bridge.compiling import COMPILED
 from vllm_ms_models.bridge.graph import Takes
 from vllm_ms_models.distributed.communication import GraphGroup
@@ -41,16 +39,6 @@ FORMATS = {
 QUICK = ("deepseek_v3", "w8a8 dynamic")
 
 
-def family_config(name: str, options: dict[str, Any]) -> Any:
-    """Of this package where transformers has another model's in its place."""
-    made = config(name, **options)
-    if name not in registry.CONFIGS:
-        return made
-    module, kind = registry.CONFIGS[name].split(":")
-    values = {key: value for key, value in made.to_dict().items() if key not in ("model_type", "architectures")}
-    return getattr(import_module(module), kind)(**values)
-
-
 @pytest.mark.slow
 @STEP
 @pytest.mark.parametrize(
@@ -59,8 +47,7 @@ def family_config(name: str, options: dict[str, Any]) -> Any:
         (name, case)
         for name, family in families().items()
         if set(family.architectures) & COMPILED
-        for case, options in family.cases.items()
-        if getattr(family_config(name, dict(options)), "attn_logit_softcapping", None) is None
+        for case in uncapped(name)
     ],
 )
 def test_families(family: str, case: str, kind: str, dtype: Any) -> None:

@@ -11,7 +11,7 @@ from mindspore import Tensor
 from tests.ascend.comparing import in_float32
 from tests.ascend.standin import StandIn
 from tests.ascend.test_model_tokens import folder_of
-from tests.ascend.whole_graphs import StockOperators
+from tests.ascend.whole_graphs import StockOperators, uncapped
 from tests.checkpoints import checkpoint, random_prompts
 from tests.engines import engine, greedy, token_ids
 from tests.zoo.family import families
@@ -128,7 +128,6 @@ def test_what_is_compiled_makes_calls_as_documented(family: str, name: str, monk
     assert {"paged_attention", "flash_attention", "reshape_and_cache"} <= set(standin.called)
 
 
-# Gemma 2's cases with caps are not compiled.
 FAMILIES = [name for name, family in families().items() if set(family.architectures) & COMPILED]
 
 
@@ -136,9 +135,7 @@ FAMILIES = [name for name, family in families().items() if set(family.architectu
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first case of the zoo's tests that the operators take."""
-    cases = families()[family].cases.values()
-    options = next(case for case in cases if case.get("attn_logit_softcapping") is None)
-    graphs_give_the_cpus_tokens(made(family, dict(options)).folder, monkeypatch)
+    graphs_give_the_cpus_tokens(made(family, next(iter(uncapped(family).values()))).folder, monkeypatch)
 
 
 def test_all_that_is_compiled_is_tested() -> None:

@@ -4,6 +4,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from mindspore import mint
 from tests.ascend import graph_operators, graph_operators_experts
 from tests.ascend.contract import PRIMITIVES, copied, write_rows
 from tests.ascend.steps import BLOCK, step_of
+from tests.checkpoints import config
+from tests.zoo.family import families
 from vllm_ms_models import kernels, registry
 from vllm_ms_models.bridge.graph import GraphedCell, Takes
 from vllm_ms_models.kernels.ascend import operators
@@ -53,9 +56,26 @@ class WithoutMemory:
         return getattr(operators, name)
 
 
+def family_config(name: str, options: dict[str, Any]) -> Any:
+    """Of this package where transformers has another model's in its place."""
+    made = config(name, **options)
+    if name not in registry.CONFIGS:
+        return made
+    module, kind = registry.CONFIGS[name].split(":")
+    values = {key: value for key, value in made.to_dict().items() if key not in ("model_type", "architectures")}
+    return getattr(import_module(module), kind)(**values)
+
+
+def uncapped(family: str) -> dict[str, dict[str, Any]]:
+    """Those of the zoo's cases that have no soft caps, of which no graph is made; Gemma 2 has them by default."""
+    cases = {name: dict(options) for name, options in families()[family].cases.items()}
+    configs = {name: family_config(family, options) for name, options in cases.items()}
+    return {name: cases[name] for name in cases if getattr(configs[name], "attn_logit_softcapping", None) is None}
+
+
 def graphs_of(
     architecture: str,
-    config: Any,
+    configuration: Any,
     dtype: Any,
     quantization: Mapping[str, Any] | None = None,
     takes: Takes = "ids",
@@ -65,14 +85,14 @@ def graphs_of(
     kernels.use(AscendGraphKernels(WithoutMemory()))
     if quantization is not None:
         context["quantization"] = FromCheckpoint(from_config(quantization))
-    cell = registry.lookup(architecture)(config, ModelContext(dtype, 64, **context)).set_train(False)
+    cell = registry.lookup(architecture)(configuration, ModelContext(dtype, 64, **context)).set_train(False)
     parts = [part for _, part in cell.cells_and_names()]
     rng = np.random.default_rng(0)
     slots = [slot for part in parts if hasattr(part, "slots") for slot in part.slots() if not slot.optional]
     for slot in sorted(slots, key=lambda slot: not slot.early):
         shape = slot.part_shape
         slot.load(rng.uniform(-1, 1, shape).astype(np.float32) if slot.example is None else slot.example(shape))
-    return graphed(cell, dtype, takes, config.hidden_size)
+    return graphed(cell, dtype, takes, configuration.hidden_size)
 
 
 def graphed(cell: Any, dtype: Any, takes: Takes, width: int) -> GraphedCell:
